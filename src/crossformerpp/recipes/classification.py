@@ -1,0 +1,51 @@
+"""What a classification recipe says beyond the common parts."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from crossformerpp.recipes.schema import BaseRecipe, Section
+
+
+class ClassificationData(Section):
+    """Where the images come from and the size at which the network sees them."""
+
+    source: Literal["digits", "folder"]
+    root: Path | None = None  # the folder of images (source: folder)
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
+    size: PositiveInt = Field(default=224, ge=32)
+    eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.source == "digits" and self.root is not None:
+            raise ValueError("source digits is built in and takes no root")
+        if self.eval_resize is not None and self.eval_resize < self.size:
+            raise ValueError(f"eval_resize {self.eval_resize} is smaller than size {self.size}")
+        return self
+
+
+class AugmentSection(Section):
+    """timm's training augmentation; the defaults change nothing but the crop."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area that a random crop keeps
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    color_jitter: NonNegativeFloat | None = None
+    auto_augment: str | None = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
+    random_erasing: float = Field(default=0.0, ge=0, le=1)
+    mixup: NonNegativeFloat = 0.0
+    cutmix: NonNegativeFloat = 0.0
+    mix_probability: float = Field(default=1.0, ge=0, le=1)
+    mix_switch: float = Field(default=0.5, ge=0, le=1)
+
+
+class ClassificationRecipe(BaseRecipe):
+    """Image classification (paper Sec. 5.1)."""
+
+    task: Literal["classification"]
+    data: ClassificationData
+    augment: AugmentSection = AugmentSection()
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)

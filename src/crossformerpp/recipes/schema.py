@@ -1,0 +1,113 @@
+"""The parts that every recipe has, whatever is learnt: model, optimiser, schedule, EMA, trainer.
+
+A recipe is one YAML page. Its `task` says which of the typed models in this room reads it; unknown and
+ill-typed keys are refused, all at once (see `crossformerpp.recipes.load`). Nothing here imports torch.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class Section(BaseModel):
+    """A block of a recipe: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which backbone (any timm name), with which overrides, from which weights."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
+    checkpoint: Path | None = None  # weights to start from: .safetensors, or a checkpoint or run of ours
+    grad_checkpointing: bool = False
+    compile: bool = False
+
+
+class OptimSection(Section):
+    """The optimiser, by timm's name; norms, biases and the model's `no_weight_decay` are not decayed."""
+
+    name: str = "adamw"
+    lr: PositiveFloat = 1e-3
+    lr_batch_size: PositiveInt | None = None  # `lr` is for this batch size, scaled linearly to the real one
+    weight_decay: NonNegativeFloat = 0.05
+    options: dict[str, Any] = Field(default_factory=dict)  # e.g. betas, eps, momentum
+    layer_decay: float | None = Field(default=None, gt=0, le=1)  # lr factor per layer below the head
+    clip_norm: PositiveFloat | None = 5.0
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves. Milestones count in the trainer's unit (epochs, or steps)."""
+
+    name: Literal["cosine", "multistep", "poly", "constant"] = "cosine"
+    update: Literal["step", "epoch"] = "step"  # how often the rate changes
+    warmup_epochs: NonNegativeFloat | None = None
+    warmup_steps: int | None = Field(default=None, ge=0)
+    warmup_lr: NonNegativeFloat = 1e-6  # where the linear warm-up starts, unscaled
+    min_lr: NonNegativeFloat = 0.0
+    milestones: list[PositiveInt] = Field(default_factory=list)
+    factor: PositiveFloat = 0.1  # at each milestone
+    power: PositiveFloat = 0.9  # of poly
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("give warmup_epochs or warmup_steps, not both")
+        if (self.name == "multistep") != bool(self.milestones):
+            raise ValueError("milestones belong to the multistep schedule, which needs them")
+        return self
+
+
+class EmaSection(Section):
+    """An exponential moving average of the weights, used wherever the run is evaluated."""
+
+    decay: float = Field(default=0.9999, gt=0, lt=1)
+    warmup: bool = True  # the decay grows from 0, so that a short run forgets its start
+
+
+class TrainerSection(Section):
+    """How long, on what and in which portions; either `epochs` or `steps`.
+
+    `batch_size` is the number of samples behind one optimiser step, over all devices and accumulated
+    batches: a recipe means the same training on one device as on eight.
+    """
+
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt = 64
+    accumulate: PositiveInt = 1
+    eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
+    eval_every: PositiveInt = 1  # in the trainer's unit
+    checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
+    result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: PositiveInt | Literal["auto"] = "auto"
+    workers: int = Field(default=2, ge=0)  # processes that read data, per device
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class BaseRecipe(Section):
+    """What all tasks share. A task adds `task`, `data` and whatever it needs (see `engine`)."""
+
+    model: ModelSection
+    optim: OptimSection = OptimSection()
+    schedule: ScheduleSection = ScheduleSection()
+    ema: EmaSection | None = None
+    trainer: TrainerSection
