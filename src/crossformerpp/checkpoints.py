@@ -1,0 +1,337 @@
+"""The authors' released checkpoints as weights of this package's models, and back.
+
+A released file is a `torch.save` dictionary with the weights under `model` and training leftovers beside
+them, among these a yacs `CfgNode`. Reading one neither executes pickled code nor needs yacs. `convert` checks
+the weights against the variant they are said to belong to and writes safetensors, which cannot hold code:
+
+    report = convert("crossformer-s.pth", "crossformer_small.safetensors", "crossformer_small")
+    timm.create_model("crossformer_small", checkpoint_path="crossformer_small.safetensors")
+
+For dense features, and for a file that holds a backbone only (from a detector or a segmenter), timm wants the
+file named in the pretrained configuration, since `checkpoint_path` knows whole classifiers only:
+
+    timm.create_model("crossformer_small", features_only=True, pretrained=True,
+                      pretrained_cfg_overlay={"file": "crossformer_small.safetensors"})
+"""
+
+import difflib
+import os
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+# Where a training script keeps the weights beside other things; averaged weights first, as in timm.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+# Tables that older releases stored with the weights; they follow from the group size and are computed anew.
+_OLD_BUFFERS = ("biases", "relative_position_index", "attn_mask")
+
+# Released name -> ours. `{s}` stands for a number, the same on both sides; earlier rows win.
+_RENAMED = (
+    ("patch_embed.projs.{i}", "stages.0.embedding.projections.{i}"),
+    ("patch_embed.norm", "stages.0.embedding.norm"),
+    ("layers.{s}.downsample.reductions.{i}", "stages.{s+1}.embedding.projections.{i}"),
+    ("layers.{s}.downsample.norm", "stages.{s+1}.embedding.norm"),
+    ("layers.{s}.blocks.{b}.attn.pos.pos_proj", "stages.{s}.blocks.{b}.attn.position_bias.embed"),
+    (
+        "layers.{s}.blocks.{b}.attn.pos.pos{k}.{i}",
+        "stages.{s}.blocks.{b}.attn.position_bias.layers.{k-1}.{i}",
+    ),
+    ("layers.{s}.blocks.{b}.ex_conv", "stages.{s}.blocks.{b}.cooling.conv"),
+    ("layers.{s}.blocks.{b}.ex_ln", "stages.{s}.blocks.{b}.cooling.norm"),
+    *(
+        (f"layers.{{s}}.blocks.{{b}}.{part}", f"stages.{{s}}.blocks.{{b}}.{part}")
+        for part in ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    ),
+    ("norm", "norm"),
+    ("head", "head.fc"),
+)
+_HOLE = re.compile(r"\{(\w)([+-]\d+)?\}")  # {s}, {s+1}, {k-1}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What `convert` wrote.
+
+    Attributes:
+        model: timm name of the variant that the weights belong to.
+        source: the file that was read.
+        destination: the safetensors file that was written.
+        num_tensors: tensors written.
+        num_params: numbers in them.
+        num_classes: classes of the classification head; None where the file holds a backbone only.
+        dropped: keys of the source that were left out: parts of a detector or segmenter other than its
+            backbone, and tables that are computed anew.
+    """
+
+    model: str
+    source: Path
+    destination: Path
+    num_tensors: int
+    num_params: int
+    num_classes: int | None
+    dropped: tuple[str, ...]
+
+
+def convert(
+    source: str | Path, destination: str | Path, model_name: str, *, overwrite: bool = False
+) -> ConversionReport:
+    """Write the weights of a released checkpoint as safetensors under this package's names.
+
+    Every key and shape is compared with the variant first (on the meta device, so without its memory); the
+    head may have any number of classes and the first convolutions any number of channels. The file appears
+    whole or not at all.
+
+    Args:
+        source: a checkpoint of the authors' classification, detection or segmentation code, `.pth` (or `.pt`,
+            `.bin`, `.safetensors` with the same keys).
+        destination: the file to write; its folder must exist.
+        model_name: timm name of the variant, such as `crossformerpp_small`.
+        overwrite: replace an existing destination.
+
+    Raises:
+        ValueError: the model is unknown, the source cannot be read, holds code or belongs to another variant,
+            or the destination exists, is no `.safetensors` or has no folder.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_model_name(model_name)
+    if destination.suffix != ".safetensors":
+        raise ValueError(f"{destination} must end in .safetensors, the format that is written")
+    if not destination.parent.is_dir():
+        raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
+    if destination.exists() and not overwrite:
+        raise ValueError(f"{destination} exists and is kept; name another file or ask to overwrite it")
+
+    released, dropped = _split(_unwrap(_load(source), source), source)
+    weights = from_released(released)
+    _check_variant(weights, model_name, source)
+    metadata = {"format": "pt", "model": model_name, "source": source.name}
+    _write(weights, destination, metadata)
+    return ConversionReport(
+        model=model_name,
+        source=source,
+        destination=destination,
+        num_tensors=len(weights),
+        num_params=sum(tensor.numel() for tensor in weights.values()),
+        num_classes=weights["head.fc.weight"].shape[0] if "head.fc.weight" in weights else None,
+        dropped=dropped,
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The backbone's weights in a checkpoint, on the CPU, under the names that the file gives them.
+
+    Unwraps `{"model": ...}` and its like, strips `module.` and `backbone.`, keeps only the backbone of a
+    detector or segmenter, and leaves out old buffers. Executes nothing that the file may hold.
+
+    Raises:
+        ValueError: the file is missing, damaged, holds code or no weights.
+    """
+    path = Path(path)
+    return _split(_unwrap(_load(path), path), path)[0]
+
+
+def from_released(state: Mapping[str, T]) -> dict[str, T]:
+    """The same values under this package's names; only keys are looked at.
+
+    Raises:
+        ValueError: keys that no released checkpoint has; nothing is dropped silently.
+    """
+    return _rename(state, _RENAMED, "released")
+
+
+def to_released(state: Mapping[str, T]) -> dict[str, T]:
+    """The same values under the names of the authors' implementation: the inverse of `from_released`.
+
+    Raises:
+        ValueError: keys that have no released name, for example those of another position representation.
+    """
+    return _rename(state, [(ours, released) for released, ours in _RENAMED], "this package's")
+
+
+def _rename(state: Mapping[str, T], rows: Iterable[tuple[str, str]], whose: str) -> dict[str, T]:
+    patterns = [(re.compile(_as_regex(old)), _numbers(old), new) for old, new in rows]
+    renamed: dict[str, T] = {}
+    unknown = []
+    for key, value in state.items():
+        stem, _, leaf = key.rpartition(".")
+        for pattern, shifts, new in patterns:
+            match = pattern.fullmatch(stem)
+            if match is not None and leaf in ("weight", "bias"):
+                numbers = {name: int(match[name]) - shift for name, shift in shifts.items()}
+                renamed[f"{_fill(new, numbers)}.{leaf}"] = value
+                break
+        else:
+            unknown.append(key)
+    if unknown:
+        raise ValueError(f"{len(unknown)} keys are none of {whose} names: {_some(unknown)}")
+    assert len(renamed) == len(state), "two names became one"
+    return renamed
+
+
+def _as_regex(template: str) -> str:
+    return _HOLE.sub(lambda hole: rf"(?P<{hole[1]}>0|[1-9]\d*)", template.replace(".", r"\."))
+
+
+def _numbers(template: str) -> dict[str, int]:
+    """`a.{s+1}.b` -> {"s": 1}: by how much each number in the text exceeds the number it stands for."""
+    return {hole[1]: int(hole[2] or 0) for hole in _HOLE.finditer(template)}
+
+
+def _fill(template: str, numbers: Mapping[str, int]) -> str:
+    return _HOLE.sub(lambda hole: str(numbers[hole[1]] + int(hole[2] or 0)), template)
+
+
+class _Inert:
+    """Takes the place of an object that does not matter here, and does nothing with what it is given."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# What checkpoints of training scripts hold beside tensors. Torch's restricted unpickler builds the stand-ins
+# instead and never imports the modules. A CfgNode is a dict, so its stand-in must take items.
+_STAND_INS: list[Any] = [
+    (OrderedDict, "yacs.config.CfgNode"),
+    (_Inert, "argparse.Namespace"),
+    (_Inert, "numpy.dtype"),
+    (_Inert, "numpy.core.multiarray.scalar"),
+    (_Inert, "numpy._core.multiarray.scalar"),
+]
+
+
+def _load(path: Path) -> Any:
+    """What the file holds, read without executing any of it."""
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # torch's warnings about unusual files would only repeat what the error says
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_STAND_INS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+) (?:was not|whose)|(?:function|but got) (<.+>)", str(error))
+        if refused is None:
+            raise _unreadable(path) from error
+        raise ValueError(
+            f"{path} holds {refused[1] or refused[2]}, which is code or no weights: refused, not executed"
+        ) from error
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> ValueError:
+    with path.open("rb") as file:
+        start = file.read(12)
+    return ValueError(
+        f"{path} ({path.stat().st_size} bytes, starting with {start!r}) is no readable checkpoint: "
+        "damaged, incomplete, a web page saved in its place, or of a pickle protocol other than 2"
+    )
+
+
+def _unwrap(checkpoint: Any, path: Path) -> dict[str, Tensor]:
+    """The weights in what a training script saved."""
+    if isinstance(checkpoint, Mapping):
+        inner = [checkpoint[name] for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
+        state = inner[0] if inner else checkpoint
+        if state and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            return dict(state)
+    raise ValueError(f"{path} holds no weights, neither as such nor under {', '.join(_WRAPPERS)}")
+
+
+def _split(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The backbone's weights without prefixes, and the keys that are left out."""
+    is_part = any(key.removeprefix("module.").startswith("backbone.") for key in state)
+    kept: dict[str, Tensor] = {}
+    dropped = []
+    for key, value in state.items():
+        name = key.removeprefix("module.")
+        if (is_part and not name.startswith("backbone.")) or name.rpartition(".")[2] in _OLD_BUFFERS:
+            dropped.append(key)
+            continue
+        name = name.removeprefix("backbone.")
+        if name in kept:
+            raise ValueError(f"{path} holds {name} twice, with and without a prefix")
+        kept[name] = value
+    return kept, tuple(dropped)
+
+
+def _check_model_name(model_name: str) -> None:
+    if model_name not in _variants():
+        nearest = difflib.get_close_matches(model_name, _variants(), n=1, cutoff=0.0)[0]
+        raise ValueError(f"there is no model {model_name!r} with released weights; did you mean {nearest!r}?")
+
+
+def _variants() -> list[str]:
+    return timm.list_models(["crossformer_*", "crossformerpp_*"])
+
+
+def _check_variant(weights: Mapping[str, Tensor], model_name: str, path: Path) -> None:
+    """Raise a ValueError unless the weights are exactly those of the variant."""
+    differing = _differences(weights, model_name)
+    if not differing:
+        return
+    differences = {name: len(_differences(weights, name)) for name in _variants()}
+    best = min(differences, key=lambda name: differences[name])
+    fit = "fits exactly" if differences[best] == 0 else f"is nearest, with {differences[best]} keys differing"
+    raise ValueError(
+        f"{path} is no {model_name}: {len(differing)} keys differ: {_some(differing, '; ')}. {best} {fit}"
+    )
+
+
+def _differences(weights: Mapping[str, Tensor], model_name: str) -> list[str]:
+    """What keeps the weights from loading strictly, one line a key; the head's width may be any."""
+    head, stem = weights.get("head.fc.weight"), weights.get("stages.0.embedding.projections.0.weight")
+    with torch.device("meta"):
+        model = timm.create_model(
+            model_name,
+            num_classes=0 if head is None else head.shape[0],
+            in_chans=3 if stem is None else stem.shape[1],
+        )
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not any(
+        name.startswith(("norm.", "head.")) for name in weights
+    ):  # a detector's or segmenter's backbone
+        wanted = {name: shape for name, shape in wanted.items() if not name.startswith("norm.")}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    return [
+        f"{name} is {found.get(name, 'missing')}, should be {wanted.get(name, 'absent')}"
+        for name in [*wanted, *(name for name in found if name not in wanted)]
+        if found.get(name) != wanted.get(name)
+    ]
+
+
+def _some(names: list[str], separator: str = ", ", limit: int = 4) -> str:
+    more = f"{separator}and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
+
+
+def _write(weights: Mapping[str, Tensor], destination: Path, metadata: dict[str, str]) -> None:
+    """Write beside the destination, then rename: whoever reads it sees the old file or the new one, whole."""
+    # safetensors wants dense tensors that share no memory
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
+    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(safetensors.torch.save(own, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(destination)
+    finally:
+        unfinished.unlink(missing_ok=True)
