@@ -1,0 +1,281 @@
+"""Which tokens attend to each other: groups of short (SDA) and long (LDA) distance attention, Sec. 3.2.1.
+
+Legend: B batch, C channels, H W map, G group side, I interval, N = gh·gw tokens of a group, S groups per image,
+L = H·W tokens of an image, T = B·L rows.
+
+Both attentions are one rule. The map is cut into regions of (G·I)×(G·I) positions; inside a region, positions with
+the same offset modulo I form a G×G group. SDA is I = 1. A map whose shorter side is at most G is one group.
+
+Any size, exactly and without padding
+-------------------------------------
+The literal definition pads the map with zeros to a multiple of G·I and masks the padded keys. A masked key takes no
+part and a padded query is thrown away, so what remains of a group is the attention among its real tokens. Along one
+axis the last, incomplete region of length r = q·I + c (c < I) holds groups of q + 1 tokens for its first c offsets
+and of q tokens for the other I − c. An axis has thus at most three kinds of groups and a map at most nine (four for
+SDA); each kind is a `Part`, a batch of equal rectangles that needs neither padding nor mask. Relative offsets in a
+smaller rectangle are among those of the full one, so the position bias is the same too.
+
+Order of tokens
+---------------
+A `Grouping` keeps the tokens of a batch as T rows: part after part, in a part image after image and group after
+group, so that the groups of a part are consecutive rows. Everything but attention acts on single tokens, so rows stay
+in that order from block to block and one gather (`regroup`) leads from one grouping to the next; there is none
+between groupings that order the tokens alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """Equal groups of one map: `groups` (S) rectangles of `height`×`width` tokens each."""
+
+    groups: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one image in this part, S·N."""
+        return self.groups * self.height * self.width
+
+
+class Groups(NamedTuple):
+    """Groups as attention takes them: `tokens` (B·S, N, C) of `height`×`width` each; `is_real` (B·S, 1, 1, N) says
+    which keys are no padding, None where all are real."""
+
+    tokens: Tensor
+    height: int
+    width: int
+    is_real: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Groups of real tokens for `batch` maps of `height`×`width`; the module's text says how."""
+
+    batch: int
+    height: int
+    width: int
+    group_size: int
+    interval: int = 1
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(Part(*part) for part in _parts(*self._map))
+
+    @property
+    def is_map_order(self) -> bool:
+        """Whether rows lie as in a (B, H, W) map: the whole map is one group."""
+        return min(self.height, self.width) <= self.group_size
+
+    def split(self, rows: Tensor) -> list[Groups]:
+        """T C -> per part B·S N C."""
+        pieces = rows.split([self.batch * part.tokens for part in self.parts])
+        return [
+            Groups(piece.view(-1, part.height * part.width, rows.shape[-1]), part.height, part.width)
+            for piece, part in zip(pieces, self.parts, strict=True)
+        ]
+
+    def join(self, groups: Sequence[Tensor]) -> Tensor:
+        """Per part B·S N C -> T C."""
+        rows = [group.flatten(0, 1) for group in groups]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def per_row(self, per_image: Tensor) -> Tensor:
+        """A value per image, (B,) -> the value of every row's image, (T, 1)."""
+        return torch.cat([per_image.repeat_interleave(part.tokens) for part in self.parts])[:, None]
+
+    def chunks(self, max_rows: int) -> Iterator[tuple[int, int, SamePart]]:
+        """(first row, last row + 1, grouping of these rows) of whole groups, about `max_rows` rows at a time."""
+        start = 0
+        for part in self.parts:
+            tokens = part.height * part.width
+            stop, step = start + self.batch * part.tokens, max(1, max_rows // tokens) * tokens
+            for first in range(start, stop, step):
+                yield first, min(first + step, stop), SamePart(part.height, part.width)
+            start = stop
+
+    @property
+    def _map(self) -> tuple[int, int, int, int]:
+        return self.height, self.width, self.group_size, self.interval
+
+
+@dataclass(frozen=True)
+class SamePart:
+    """Rows that are groups of one size: what a chunk of a part is."""
+
+    height: int
+    width: int
+
+    def split(self, rows: Tensor) -> list[Groups]:
+        return [Groups(rows.view(-1, self.height * self.width, rows.shape[-1]), self.height, self.width)]
+
+    def join(self, groups: Sequence[Tensor]) -> Tensor:
+        return groups[0].flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class PaddedGrouping:
+    """The literal definition: rows in map order, padded for attention, the padded keys masked.
+
+    For graphs whose H and W are symbols, where the parts of a map cannot be told apart. The number of regions is
+    written `(H + R − 1) // R` and the padded side as its multiple: with `-H % R` an export takes minutes.
+    """
+
+    batch: int
+    height: int
+    width: int
+    group_size: int
+    interval: int = 1
+
+    @property
+    def is_map_order(self) -> bool:
+        return True
+
+    def split(self, rows: Tensor) -> list[Groups]:
+        """T C -> B·S G·G C."""
+        B, H, W, G = self.batch, self.height, self.width, self.group_size
+        if min(H, W) <= G:
+            return [Groups(rows.view(B, H * W, -1), H, W)]
+        x = self._group(rows.view(B, H, W, -1))
+        is_real = self._group(torch.ones_like(rows[:, :1], dtype=torch.bool).view(B, H, W, 1))
+        return [Groups(x, G, G, is_real.view(-1, 1, 1, G * G))]
+
+    def join(self, groups: Sequence[Tensor]) -> Tensor:
+        """B·S G·G C -> T C."""
+        B, H, W, G, interval = self.batch, self.height, self.width, self.group_size, self.interval
+        (x,) = groups
+        if min(H, W) > G:
+            n, m = self._regions
+            x = x.view(B, n, m, interval, interval, G, G, -1).permute(
+                0, 1, 5, 3, 2, 6, 4, 7
+            )  # B n G I m G I C
+            x = x.reshape(B, n * G * interval, m * G * interval, -1)[:, :H, :W]
+        return x.reshape(B * H * W, -1)
+
+    def per_row(self, per_image: Tensor) -> Tensor:
+        """A value per image, (B,) -> the value of every row's image, (T, 1)."""
+        return per_image.repeat_interleave(self.height * self.width)[:, None]
+
+    @property
+    def _regions(self) -> tuple[int, int]:
+        region = self.group_size * self.interval
+        return (self.height + region - 1) // region, (self.width + region - 1) // region
+
+    def _group(self, x: Tensor) -> Tensor:
+        """B H W C -> B·S G·G C."""
+        G, interval = self.group_size, self.interval
+        n, m = self._regions
+        x = F.pad(x, (0, 0, 0, m * G * interval - self.width, 0, n * G * interval - self.height))
+        x = x.view(self.batch, n, G, interval, m, G, interval, -1).permute(0, 1, 4, 3, 6, 2, 5, 7)
+        return x.reshape(self.batch * n * m * interval * interval, G * G, -1)  # <- B n m I I G G C
+
+
+AnyGrouping = Grouping | PaddedGrouping | SamePart
+
+
+def map_order(batch: int, height: int, width: int) -> Grouping:
+    """The order of a (B, H, W) map."""
+    return Grouping(batch, height, width, group_size=max(height, width))
+
+
+def regroup(rows: Tensor, source: Grouping | PaddedGrouping, target: Grouping | PaddedGrouping) -> Tensor:
+    """Rows (T, C) in the order of `source` -> in the order of `target`: the same tensor where the orders agree."""
+    if source == target or (source.is_map_order and target.is_map_order):
+        return rows
+    assert isinstance(source, Grouping) and isinstance(target, Grouping)
+    index = _regroup_index if torch.compiler.is_compiling() else _cached_regroup_index
+    return _Permute.apply(rows, index(source, target, rows.device), index(target, source, rows.device))
+
+
+class _Permute(torch.autograd.Function):
+    """A gather whose gradient is the inverse gather: autograd's own would scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # noqa: D102
+        ctx.save_for_backward(inverse)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def _regroup_index(source: Grouping, target: Grouping, device: torch.device) -> Tensor:
+    """For every row of `target` its row in `source`, (T,).
+
+    A token of image b that is number `local` of a part of n tokens, `before` tokens coming before this part in one
+    image, has row B·before + b·n + local. The three are the same for every image.
+    """
+    before, tokens, local = _rows_of_order(source._map, target._map, device)
+    images = torch.arange(target.batch, device=device)[:, None]
+    index = source.batch * before + images * tokens + local  # B L, tokens in the target's order of one image
+    pieces = index.split([part.tokens for part in target.parts], dim=1)
+    return torch.cat([piece.flatten() for piece in pieces])
+
+
+@lru_cache(maxsize=128)
+def _cached_regroup_index(source: Grouping, target: Grouping, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could never take part in training
+        return _regroup_index(source, target, device)
+
+
+def _axis(length: int, group_size: int, interval: int) -> list[tuple[list[int], int]]:
+    """The groups along one axis: [(first positions of equal groups, tokens of each), …]."""
+    region = group_size * interval
+    regions, rest = divmod(length, region)
+    q, c = divmod(rest, interval)
+    segments = [
+        ([r * region + offset for r in range(regions) for offset in range(interval)], group_size),
+        ([regions * region + offset for offset in range(c)], q + 1),
+        ([regions * region + offset for offset in range(c, interval)], q),
+    ]
+    return [(starts, size) for starts, size in segments if starts and size]
+
+
+@lru_cache(maxsize=512)
+def _partition(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[Part, ...], Tensor]:
+    """The parts of a map, and the map position (row-major) of its tokens part after part, (L,)."""
+    if min(height, width) <= group_size:
+        return (Part(1, height, width),), torch.arange(height * width)
+    positions: dict[tuple[int, int], list[Tensor]] = {}
+    for tops, gh in _axis(height, group_size, interval):
+        for lefts, gw in _axis(width, group_size, interval):
+            y = torch.tensor(tops)[:, None, None, None] + interval * torch.arange(gh)[:, None]
+            x = torch.tensor(lefts)[:, None, None] + interval * torch.arange(gw)
+            positions.setdefault((gh, gw), []).append((y * width + x).reshape(-1, gh * gw))
+    groups = {size: torch.cat(found) for size, found in positions.items()}
+    parts = tuple(Part(len(found), *size) for size, found in groups.items())
+    return parts, torch.cat([found.flatten() for found in groups.values()])
+
+
+@torch.compiler.assume_constant_result
+def _parts(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[int, int, int], ...]:
+    with torch.inference_mode(False):
+        return tuple(tuple(part) for part in _partition(height, width, group_size, interval)[0])
+
+
+@torch.compiler.assume_constant_result
+def _rows_of_order(
+    source: tuple[int, int, int, int], target: tuple[int, int, int, int], device: torch.device
+) -> Tensor:
+    """`before`, `tokens` and `local` (see `_regroup_index`) in the source of the tokens in the target's order."""
+    with torch.inference_mode(False):
+        (parts, order), (_, wanted) = _partition(*source), _partition(*target)
+        tokens = torch.tensor([part.tokens for part in parts])
+        before = tokens.cumsum(0) - tokens
+        rows = torch.empty(3, len(order), dtype=torch.long)
+        rows[0, order] = before.repeat_interleave(tokens)
+        rows[1, order] = tokens.repeat_interleave(tokens)
+        rows[2, order] = torch.arange(len(order)) - before.repeat_interleave(tokens)
+        return rows[:, wanted].to(device)

@@ -1,0 +1,179 @@
+"""Position representations, Sec. 3.2.2.
+
+Legend: gh gw sides of a group, N = gh·gw tokens, h heads, p hidden width.
+
+A representation maps group sizes to the biases of Eq. 1, one (h, N, N) tensor per size: entry (i, j) belongs to
+query i and key j and depends on (Δy, Δx) = position of query − position of key alone. It is therefore read off a
+table of the (2gh−1)·(2gw−1) offsets that occur: O(G²) evaluations in place of O(G⁴).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossformerpp.layers.execution import is_plain_eager
+
+GroupSide = tuple[int, int]
+
+
+def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
+    """Spread a table of offsets over the pairs of a group.
+
+    Args:
+        table: (h, 2·Gh−1, 2·Gw−1), entry (Gh−1+Δy, Gw−1+Δx) for the offset (Δy, Δx); Gh ≥ height, Gw ≥ width.
+
+    Returns:
+        (h, N, N) with N = height·width, contiguous.
+    """
+    heads, rows, columns = table.shape
+    top, left = (rows + 1) // 2 - height, (columns + 1) // 2 - width
+    needed = table[:, top : top + 2 * height - 1, left : left + 2 * width - 1]
+    # Turned round, the offsets that query y meets at keys 0, 1, … stand side by side: a window that starts at
+    # height − 1 − y. Windows are views, so this is one copy and no index table.
+    windows = (
+        needed.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1)
+    )  # h, windows y, windows x, key y, key x
+    return windows.flip(1, 2).reshape(heads, height * width, height * width)
+
+
+class DynamicPositionBias(nn.Module):
+    """DPB: an MLP from a relative offset to one bias per head (Fig. 2c, Eq. 2), for groups of any size.
+
+    Linear 2→p, then three times LayerNorm, ReLU, Linear: p→p, p→p, p→h. Offsets enter as plain integers.
+
+    In training it is evaluated once per call. In evaluation without gradients the biases are remembered until a
+    weight, the device or the precision changes; on a CPU the weights' values are compared, elsewhere their version
+    counters (an edit there through `.data`, which no counter sees, needs a call of `forget()`).
+
+    Args:
+        hidden_dim: Width p. # Deviation: the paper says D/4; the released models have D/16, see `GroupAttention`.
+        residual: Add the input of the two middle layers to their output ("DPB-residual", Table X).
+    """
+
+    def __init__(self, hidden_dim: int, num_heads: int, residual: bool = False) -> None:
+        super().__init__()
+        self.residual = residual
+        self.embed = nn.Linear(2, hidden_dim)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, outputs))
+            for outputs in (hidden_dim, hidden_dim, num_heads)
+        )
+        self._remembered: tuple[Any, dict[GroupSide, Tensor]] | None = None
+
+    def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The biases of groups of `sizes`, each (h, N, N), in `dtype` (default: the weights')."""
+        dtype = dtype or self.embed.weight.dtype
+        if self.training or torch.is_grad_enabled() or not is_plain_eager(*self.parameters()):
+            return self._evaluate(sizes, dtype)
+        key = (self._fingerprint(), dtype)
+        remembered = self._remembered  # read once: another thread may replace it
+        if remembered is None or not _same(remembered[0], key):
+            remembered = (key, {})
+        missing = [size for size in dict.fromkeys(sizes) if size not in remembered[1]]
+        if missing:
+            # An inference tensor in store would poison a later forward under plain no_grad.
+            with torch.inference_mode(False), torch.no_grad():
+                fresh = dict(zip(missing, self._evaluate(missing, dtype), strict=True))
+            kept = {**remembered[1], **fresh}
+            kept = dict(list(kept.items())[-max(_MAX_REMEMBERED, len(sizes)) :])
+            self._remembered = (key, kept)
+            return [kept[size] if size in kept else fresh[size] for size in sizes]
+        return [remembered[1][size] for size in sizes]
+
+    def table(self, height: int, width: int) -> Tensor:
+        """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32.
+
+        float32 also under autocast and in half precision: it is small, and every attention hangs on it.
+        """
+        device = self.embed.weight.device
+        y = torch.arange(1 - height, height, device=device, dtype=torch.float32)
+        x = torch.arange(1 - width, width, device=device, dtype=torch.float32)
+        offsets = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+        with torch.autocast(device.type, enabled=False):
+            hidden = F.linear(offsets, self.embed.weight.float(), self.embed.bias.float())
+            for i, (norm, act, linear) in enumerate(self.layers):  # type: ignore[misc]
+                out = act(
+                    F.layer_norm(
+                        hidden, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+                    )
+                )
+                out = F.linear(out, linear.weight.float(), linear.bias.float())
+                hidden = hidden + out if self.residual and i < 2 else out
+        return hidden.t().view(-1, 2 * height - 1, 2 * width - 1)
+
+    def fold(self, height: int, width: int) -> RelativePositionBias:
+        """A fixed relative position bias with this module's values: identical for groups up to `height`×`width`."""
+        with torch.no_grad():
+            folded = RelativePositionBias((height, width), self.layers[-1][-1].out_features)
+            folded.table.copy_(self.table(height, width))
+            return folded.to(self.embed.weight.device, self.embed.weight.dtype)
+
+    def forget(self) -> None:
+        """Drop the remembered biases."""
+        self._remembered = None
+
+    def _evaluate(self, sizes: Sequence[GroupSide], dtype: torch.dtype) -> list[Tensor]:
+        table = self.table(max(h for h, _ in sizes), max(w for _, w in sizes)).to(dtype)
+        return [bias_from_table(table, *size) for size in sizes]
+
+    def _fingerprint(self) -> Any:
+        parameters = list(self.parameters())
+        if parameters[0].device.type == "cpu":
+            with torch.inference_mode(False), torch.no_grad():
+                return torch.cat([p.detach().flatten() for p in parameters])
+        if any(p.is_inference() for p in parameters):
+            return object()  # no version counter: never the same
+        return tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_remembered": None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DynamicPositionBias:
+        self.forget()
+        return super()._apply(fn, recurse)
+
+
+class RelativePositionBias(nn.Module):
+    """RPB: one learnt bias per head and offset, for groups up to a fixed size (Sec. 3.2.2, Table X).
+
+    Args:
+        max_size: Largest group, (height, width).
+    """
+
+    def __init__(self, max_size: GroupSide, num_heads: int) -> None:
+        super().__init__()
+        self.max_size = max_size
+        self.table = nn.Parameter(torch.empty(num_heads, 2 * max_size[0] - 1, 2 * max_size[1] - 1))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The biases of groups of `sizes`, each (h, N, N).
+
+        Raises:
+            ValueError: A group is larger than the table.
+        """
+        for height, width in sizes:
+            if height > self.max_size[0] or width > self.max_size[1]:
+                raise ValueError(
+                    f"a group of {height}x{width} exceeds this relative position bias, made for at most "
+                    f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias, which serves any size"
+                )
+        table = self.table.to(dtype or self.table.dtype)
+        return [bias_from_table(table, *size) for size in sizes]
+
+
+# Sizes whose biases are remembered: a map that does not divide has up to nine, some more for a second input size.
+_MAX_REMEMBERED = 18
+
+
+def _same(a: tuple[Any, torch.dtype], b: tuple[Any, torch.dtype]) -> bool:
+    if a[1] != b[1] or type(a[0]) is not type(b[0]):
+        return False
+    if isinstance(a[0], Tensor):
+        return a[0].shape == b[0].shape and a[0].dtype == b[0].dtype and torch.equal(a[0], b[0])
+    return bool(a[0] == b[0])

@@ -1,0 +1,60 @@
+"""A linear layer that multiplies with the fastest library at hand.
+
+On CPUs `torch.nn.functional.linear` multiplies float32 matrices with MKL, which on AMD processors reaches about half
+the speed of oneDNN (measured in docs/performance.md). PyTorch ships both; here oneDNN is asked directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossformerpp.layers.execution import is_plain_eager
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, its result to float32 rounding: (…, in_features) -> (…, out_features)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _takes_onednn(x, self.weight):
+            return _OneDNNProduct.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(
+                *x.shape[:-1], self.out_features
+            )
+        return F.linear(x, self.weight, self.bias)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _HAS_ONEDNN
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and is_plain_eager(x, weight)
+    )
+
+
+class _OneDNNProduct(torch.autograd.Function):
+    """x (T, K), weight (N, K), bias (N,) or None -> x·weightᵀ + bias, (T, N). Differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            _OneDNNProduct.apply(grad, weight.t(), None) if for_x else None,
+            _OneDNNProduct.apply(grad.t(), x.t(), None) if for_weight else None,
+            grad.sum(0) if for_bias and ctx.has_bias else None,
+        )
