@@ -30,6 +30,8 @@ import timm
 import torch
 from torch import Tensor
 
+from crossformerpp.models import VARIANTS
+
 T = TypeVar("T")
 
 # Where a training script keeps the weights beside other things; averaged weights first, as in timm.
@@ -273,13 +275,9 @@ def _split(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], 
 
 
 def _check_model_name(model_name: str) -> None:
-    if model_name not in _variants():
-        nearest = difflib.get_close_matches(model_name, _variants(), n=1, cutoff=0.0)[0]
+    if model_name not in VARIANTS:
+        nearest = difflib.get_close_matches(model_name, VARIANTS, n=1, cutoff=0.0)[0]
         raise ValueError(f"there is no model {model_name!r} with released weights; did you mean {nearest!r}?")
-
-
-def _variants() -> list[str]:
-    return timm.list_models(["crossformer_*", "crossformerpp_*"])
 
 
 def _check_variant(weights: Mapping[str, Tensor], model_name: str, path: Path) -> None:
@@ -287,7 +285,7 @@ def _check_variant(weights: Mapping[str, Tensor], model_name: str, path: Path) -
     differing = _differences(weights, model_name)
     if not differing:
         return
-    differences = {name: len(_differences(weights, name)) for name in _variants()}
+    differences = {name: len(_differences(weights, name)) for name in VARIANTS}
     best = min(differences, key=lambda name: differences[name])
     fit = "fits exactly" if differences[best] == 0 else f"is nearest, with {differences[best]} keys differing"
     raise ValueError(
