@@ -117,7 +117,10 @@ def convert(
         raise ValueError(f"{destination} exists and is kept; name another file or ask to overwrite it")
 
     released, dropped = _split(_unwrap(_load(source), source), source)
-    weights = from_released(released)
+    try:
+        weights = from_released(released)
+    except ValueError as error:
+        raise ValueError(f"{source} is no released CrossFormer checkpoint: {error}") from error
     _check_variant(weights, model_name, source)
     metadata = {"format": "pt", "model": model_name, "source": source.name}
     _write(weights, destination, metadata)
@@ -151,7 +154,7 @@ def from_released(state: Mapping[str, T]) -> dict[str, T]:
     Raises:
         ValueError: keys that no released checkpoint has; nothing is dropped silently.
     """
-    return _rename(state, _RENAMED, "released")
+    return _rename(state, _RENAMED, "the released")
 
 
 def to_released(state: Mapping[str, T]) -> dict[str, T]:
@@ -178,7 +181,7 @@ def _rename(state: Mapping[str, T], rows: Iterable[tuple[str, str]], whose: str)
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"{len(unknown)} keys are none of {whose} names: {_some(unknown)}")
+        raise ValueError(f"{len(unknown)} of {len(state)} keys are none of {whose} names: {_some(unknown)}")
     assert len(renamed) == len(state), "two names became one"
     return renamed
 
@@ -277,7 +280,9 @@ def _split(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], 
 def _check_model_name(model_name: str) -> None:
     if model_name not in VARIANTS:
         nearest = difflib.get_close_matches(model_name, VARIANTS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"there is no model {model_name!r} with released weights; did you mean {nearest!r}?")
+        raise ValueError(
+            f"there is no model {model_name!r}; did you mean {nearest!r}? The models are {', '.join(VARIANTS)}"
+        )
 
 
 def _check_variant(weights: Mapping[str, Tensor], model_name: str, path: Path) -> None:
