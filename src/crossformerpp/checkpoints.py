@@ -281,7 +281,7 @@ def _check_model_name(model_name: str) -> None:
     if model_name not in VARIANTS:
         nearest = difflib.get_close_matches(model_name, VARIANTS, n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"there is no model {model_name!r}; did you mean {nearest!r}? The models are {', '.join(VARIANTS)}"
+            f"there is no model {model_name!r}; did you mean {nearest!r}? Known: {', '.join(VARIANTS)}"
         )
 
 
