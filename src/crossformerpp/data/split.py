@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import Dataset, default_collate
+
+# "test" is what `eval --data FOLDER` opens: the folder's val/ if it has one, else all of it
+Which = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True)

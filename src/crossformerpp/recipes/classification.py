@@ -1,7 +1,7 @@
 """What a classification recipe says beyond the common parts."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
@@ -12,16 +12,23 @@ class ClassificationData(Section):
     """Where the images come from and the size at which the network sees them."""
 
     source: Literal["digits", "folder"]
-    root: Path | None = None  # the folder of images (source: folder)
+    root: Path | None = None  # the folder of images; naming one also replaces the built-in digits
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
-    size: PositiveInt = Field(default=224, ge=32)
+    size: int = Field(default=224, ge=32)
     eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _root_means_folder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("root") is not None:
+            return {**values, "source": "folder"}
+        return values
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.source == "digits" and self.root is not None:
-            raise ValueError("source digits is built in and takes no root")
         if self.eval_resize is not None and self.eval_resize < self.size:
             raise ValueError(f"eval_resize {self.eval_resize} is smaller than size {self.size}")
         return self
@@ -33,7 +40,7 @@ class AugmentSection(Section):
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area that a random crop keeps
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(default=0.5, ge=0, le=1)
-    color_jitter: NonNegativeFloat | None = None
+    color_jitter: NonNegativeFloat = 0.0
     auto_augment: str | None = None  # timm's notation, e.g. rand-m9-mstd0.5-inc1
     random_erasing: float = Field(default=0.0, ge=0, le=1)
     mixup: NonNegativeFloat = 0.0

@@ -104,8 +104,9 @@ class TrainerSection(Section):
 
 
 class BaseRecipe(Section):
-    """What all tasks share. A task adds `task`, `data` and whatever it needs (see `engine`)."""
+    """What all tasks share. A task narrows `task`, adds `data` and whatever it needs (see `engine`)."""
 
+    task: str
     model: ModelSection
     optim: OptimSection = OptimSection()
     schedule: ScheduleSection = ScheduleSection()

@@ -5,11 +5,11 @@ Nothing here imports the trainer, so that `predict` works without it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from crossformerpp.data.split import Split
+from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.schema import BaseRecipe
 
 if TYPE_CHECKING:
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 
 class Evaluation(Protocol):
-    """What an evaluation found."""
+    """What an evaluation found. Shares such as accuracy, AP or IoU are from 0 to 1."""
 
-    metrics: dict[str, float]  # flat: printed as a table, written to metrics.json, logged
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Flat: printed as a table, written to metrics.json, logged."""
 
-    def write(self, folder: Path) -> list[Path]:
-        """Write tables and pictures (confusion.png, predictions.png, …) into `folder`; return them."""
+    def write(self, folder: Path, split: Split) -> list[Path]:
+        """Write tables and pictures (confusion.png, predictions.png, …) of `split` into `folder`."""
 
 
 class Prediction(Protocol):
@@ -50,9 +52,7 @@ class Predictor(Protocol):
 class Task(Protocol):
     """One kind of learning, as the engine sees it."""
 
-    def split(
-        self, recipe: BaseRecipe, which: Literal["train", "val"], class_names: list[str] | None = None
-    ) -> Split:
+    def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         """Open one split.
 
         Args:

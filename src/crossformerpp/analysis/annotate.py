@@ -1,0 +1,44 @@
+"""Draw what was found onto an image, at the image's own resolution, with Pillow alone."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+BAR, TEXT, BACKGROUND, TRACK = "#2a7fb8", "#1a1a1a", "white", "#e6e6e6"
+LEAST_WIDTH = 320  # small images are enlarged to this, so that the text beneath can be read
+
+
+def label_image(image: Image.Image, top: Sequence[tuple[str, float]]) -> Image.Image:
+    """The image with a bar for each (name, probability) beneath it.
+
+    Args:
+        image: RGB, any size; enlarged in whole steps if narrower than 320 pixels.
+        top: Best first.
+    """
+    factor = -(-LEAST_WIDTH // image.width)
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    line = max(20, image.width // 24)
+    font = ImageFont.load_default(size=int(line * 0.62))
+    margin = line // 2
+    panel = Image.new("RGB", (image.width, image.height + line * len(top) + 2 * margin), BACKGROUND)
+    panel.paste(image, (0, 0))
+    draw = ImageDraw.Draw(panel)
+    left, right = int(image.width * 0.45), image.width - margin - int(line * 2.4)
+    for number, (name, share) in enumerate(top):
+        y = image.height + margin + number * line
+        middle = y + line / 2
+        draw.text((margin, middle), _fit(name, font, left - 2 * margin), TEXT, font, anchor="lm")
+        draw.rectangle((left, y + line // 5, right, y + line - line // 5), TRACK)
+        draw.rectangle((left, y + line // 5, left + (right - left) * share, y + line - line // 5), BAR)
+        draw.text((image.width - margin, middle), f"{share:.1%}", TEXT, font, anchor="rm")
+    return panel
+
+
+def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, shortened with an ellipsis if it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

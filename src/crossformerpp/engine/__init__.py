@@ -1,0 +1,253 @@
+"""From a recipe to a run: fit, resume, evaluate.
+
+How a task plugs in
+===================
+The engine owns the Trainer, the run directory, checkpoints, resume, logs and the learning curve. It knows
+a task only through `crossformerpp.tasks.plug`. A new task, say detection, brings:
+
+1. `recipes/detection.py`: `DetectionRecipe(BaseRecipe)` with `task: Literal["detection"]`, a `data` section
+   (its `root` is what `--data FOLDER` sets) and sections of its own; added to `recipes.load.RECIPES`.
+   Pages go to `recipes/<folder>/<name>.yaml` and are called `<folder>/<name>` on the command line.
+2. `data/…`: map-style data sets that know no recipe, only plain arguments. `__getitem__` may be random; the
+   engine seeds torch, numpy and `random` around it from (seed, epoch, index). Never keep state in a data set.
+3. `tasks/detection/` (or one file): an object with the three methods of `plug.Task`, returned by
+   `plug.find_task` under its name:
+
+   - `split(recipe, "train" | "val", class_names)` → `data.split.Split` (data set, class names, collate,
+     groups);
+   - `module(recipe, class_names)` → a subclass of `tasks.module.TaskModule`, which has the optimiser, the
+     schedule and the EMA already and asks for three methods: `loss(batch)` → dict with "loss" and parts to
+     log, `evaluate_batch(model, batch)` which adds to metrics, `evaluation()` which sums them up over all
+     processes (exactly: every sample counts once) as a `plug.Evaluation`, and forgets them. Its class
+     attributes `monitor` and `monitor_mode` name the metric that chooses the best checkpoint;
+   - `predictor(saved)` → a `plug.Predictor`: image → `plug.Prediction` (table rows, JSON, pictures).
+
+Pictures are drawn by the task, with `crossformerpp.analysis` (pictures of matplotlib, annotation by Pillow).
+A module must not draw random numbers outside `loss`, and must do so from torch's, numpy's or `random`'s
+global generators only: the engine seeds them before every batch from (seed, rank, batch number), which is
+why a resumed run continues bit for bit and no generator state is stored.
+
+Training is one stream of batches, numbered from 0 over the whole run; "epoch" is the quotient of that number
+and the batches in an epoch. Both iteration-based and epoch-based recipes are this stream, and resuming is
+starting it at another number.
+"""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from crossformerpp.data.sampling import num_samples
+from crossformerpp.engine.callbacks import (
+    Log,
+    LossGuard,
+    LossNotFiniteError,
+    Saver,
+    SeedEachBatch,
+    StopOnSignal,
+    TrainingInterruptedError,
+)
+from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings, write_json
+from crossformerpp.engine.loaders import RunData
+from crossformerpp.engine.progress import ProgressBar
+from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.tasks.module import TaskModule
+from crossformerpp.tasks.optim import Plan
+from crossformerpp.tasks.plug import find_task
+from crossformerpp.tasks.saved import KEY, load_weights, open_saved, read_training_state
+
+__all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "resume", "train"]
+
+LOG_EVERY = 20  # steps between rows of metrics.csv
+
+
+def train(
+    recipe: BaseRecipe, out: Path, *, overwrite: bool = False, command: str | None = None
+) -> dict[str, float]:
+    """Train from a recipe into a new run directory, and evaluate the result.
+
+    Args:
+        out: The run directory.
+        overwrite: Replace an older run there.
+        command: What to note as the command that began the run.
+
+    Returns:
+        The metrics of the final evaluation, which are also in `out/metrics.json`.
+
+    Raises:
+        ValueError: The recipe, the data or the folder cannot be used; nothing was written.
+        LossNotFiniteError: The loss became NaN or infinite.
+        TrainingInterruptedError: Ctrl-C or SIGTERM; `resume(out)` goes on.
+    """
+    run = RunFolder(out)
+    is_first = not rank_zero_only.rank  # type: ignore[attr-defined]
+    if is_first:
+        run.check(overwrite)
+    module, data = _prepare(recipe)
+    if is_first:
+        run.create(dump_recipe(recipe), overwrite)
+        write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
+    _fit(module, data, run)
+    return evaluate(out, out=out)
+
+
+def resume(out: Path) -> dict[str, float]:
+    """Go on with an interrupted run as if nothing had happened, and evaluate the result.
+
+    Raises:
+        ValueError: There is no run, or nothing to resume.
+        LossNotFiniteError, TrainingInterruptedError: As `train`.
+    """
+    run = RunFolder(out)
+    if not run.recipe.is_file():
+        raise ValueError(f"{out}: not a run (no recipe.yaml in it)")
+    if not run.last.is_file():
+        raise ValueError(f"{out}: stopped before its first checkpoint; begin again with --overwrite")
+    state = read_training_state(run.last)
+    recipe = open_saved(run.last).recipe
+    module, data = _prepare(recipe, state[KEY]["class_names"])
+    data.start_step = state[KEY]["step"]
+    assert data.plan is not None
+    if data.start_step < data.plan.steps:
+        del state  # the trainer reads it again; do not hold it twice
+        _fit(module, data, run, checkpoint=run.last)
+    return evaluate(out, out=out)
+
+
+def evaluate(
+    path: Path, *, root: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None
+) -> dict[str, float]:
+    """Evaluate a run or a checkpoint on its validation data, or on other data.
+
+    Args:
+        root: A folder of data to use instead of the run's own.
+        out: Where to write metrics.json, tables and pictures; None: nowhere.
+        overrides: Values of the recipe's `trainer` section for this machine, e.g. workers.
+
+    Raises:
+        ValueError: The checkpoint or the data cannot be used.
+    """
+    saved = open_saved(path)
+    values = saved.recipe.model_dump()
+    values["trainer"] |= overrides or {}
+    values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
+    values["ema"] = None  # which has the averaged ones already, if there are any
+    if root is not None:
+        values["data"]["root"] = root
+    recipe = parse_recipe(values, f"in {saved.path}")
+    task = find_task(recipe.task)
+    split = task.split(recipe, "val" if root is None else "test", saved.class_names)
+    module = task.module(recipe, saved.class_names)
+    load_weights(module.model, saved.weights, saved.path)
+    plan = Plan(steps=saved.step, steps_per_epoch=1)
+    trainer = _trainer(recipe.trainer, [ProgressBar(plan)], logger=False)
+    trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    evaluation = module.last_evaluation
+    assert evaluation is not None
+    if out is not None and trainer.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        about = {
+            "checkpoint": str(saved.path),
+            "step": saved.step,
+            "data": str(root) if root else "validation",
+        }
+        write_json(out / "metrics.json", evaluation.metrics | about)
+        evaluation.write(out, split)
+    return evaluation.metrics
+
+
+def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[TaskModule, RunData]:
+    """Open the data and build the model: what is wrong with them is known before anything is written."""
+    task = find_task(recipe.task)
+    train_split = task.split(recipe, "train", class_names)
+    val_split = task.split(recipe, "val", train_split.class_names)
+    plan = Plan.of(recipe.trainer, num_samples(train_split))
+    data = RunData(recipe.trainer, val_split, train_split, plan)
+    devices = recipe.trainer.devices
+    data.stream(rank=0, world=devices if isinstance(devices, int) else 1)  # refuses a batch that cannot be
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.trainer.seed)
+        module = task.module(recipe, train_split.class_names)
+    module.plan = plan
+    module.configure_optimizers()  # for its errors
+    return module, data
+
+
+def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | None = None) -> None:
+    section, plan = module.recipe.trainer, module.plan
+    assert plan is not None
+    eval_every = plan.in_steps(section, section.eval_every)
+    save_every = section.checkpoint_every or plan.in_steps(
+        section, 1 if section.epochs else section.eval_every
+    )
+    guard = LossGuard(run)
+    saver = Saver(run, save_every, eval_every, guard)
+    # each relies on those before it: a save wants sound weights and a written log, a stop wants a save
+    callbacks = [
+        SeedEachBatch(section.seed),
+        guard,
+        Log(run, plan, LOG_EVERY),
+        ProgressBar(plan),
+        saver,
+        StopOnSignal(saver),
+    ]
+    logger = TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=data.start_step or None)
+    trainer = _trainer(
+        section,
+        callbacks,
+        logger=logger,
+        max_steps=plan.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=section.accumulate,
+        gradient_clip_val=module.recipe.optim.clip_norm,
+        val_check_interval=eval_every * section.accumulate,
+        check_val_every_n_epoch=None,
+    )
+    with warnings.catch_warnings():
+        # our stream starts at the right batch by itself
+        warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if saver.saved_step < plan.steps:
+        saver.save(trainer)
+
+
+def _trainer(section: TrainerSection, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    precision = section.precision
+    if precision == "auto":
+        has_gpu = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+        precision = "bf16-mixed" if has_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints about logging and workers that the recipe decides
+        return pl.Trainer(
+            accelerator=section.accelerator,
+            devices=section.devices,
+            precision=precision,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            use_distributed_sampler=False,  # ours know the processes
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **settings,
+        )
+
+
+def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
+    assert data.train is not None
+    return {
+        "model": module.recipe.model.name,
+        "params": sum(parameter.numel() for parameter in module.model.parameters()),
+        "classes": len(module.class_names),
+        "train_samples": num_samples(data.train),
+        "val_samples": num_samples(data.val),
+    }

@@ -1,0 +1,230 @@
+"""What happens around the steps of a run: seeding, saving, stopping, logging."""
+
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from crossformerpp.analysis.pictures import learning_curve
+from crossformerpp.data.sampling import seed_generators
+from crossformerpp.engine.files import MetricsTable, RunFolder
+from crossformerpp.tasks.module import TaskModule
+from crossformerpp.tasks.optim import Plan
+
+
+class LossNotFiniteError(ValueError):
+    """The loss became infinite or NaN."""
+
+
+class TrainingInterruptedError(Exception):
+    """Someone asked the run to stop; it can be resumed."""
+
+
+def at_step_end(trainer: pl.Trainer) -> bool:
+    """Whether the batch that just ended completed an optimiser step, rather than only accumulating."""
+    return (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class SeedEachBatch(Callback):
+    """Makes dropout, drop path and mixup functions of (seed, process, batch number), hence resumable."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        seed_generators(self.seed, trainer.global_rank, trainer.fit_loop.total_batch_idx)
+
+
+class LossGuard(Callback):
+    """Stops a run whose loss is no number.
+
+    The check stays on the device; the host looks at it only now and then, and before each save, so that a
+    checkpoint never holds spoilt weights.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.first_bad: Tensor | None = None  # step, or infinity
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        assert isinstance(pl_module, TaskModule)
+        loss = pl_module.losses["loss"]
+        step = torch.where(loss.isfinite(), math.inf, float(trainer.global_step))
+        self.first_bad = step if self.first_bad is None else torch.minimum(self.first_bad, step)
+        if loss.device.type == "cpu":
+            self.check()
+
+    def check(self) -> None:
+        """
+        Raises:
+            LossNotFiniteError: Names the step and the last good checkpoint.
+        """
+        step = math.inf if self.first_bad is None else self.first_bad.item()
+        if math.isfinite(step):
+            good = (
+                f"the last good checkpoint is {self.run.last}"
+                if self.run.last.exists()
+                else "none was saved yet"
+            )
+            raise LossNotFiniteError(
+                f"the loss is not a number at step {step:.0f}; {good}. A lower optim.lr, a longer warm-up or "
+                "trainer.precision=32-true may help"
+            )
+
+
+class Saver(Callback):
+    """last.ckpt every few steps and around each evaluation; best.ckpt by the task's metric.
+
+    A checkpoint that was saved before its evaluation is marked, and resuming from it begins with that.
+    """
+
+    def __init__(self, run: RunFolder, every: int, eval_every: int, guard: LossGuard) -> None:
+        self.run, self.every, self.eval_every, self.guard = run, every, eval_every, guard
+        self.best: float | None = None
+        self.evaluated_step = 0
+        self.saved_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "evaluated_step": self.evaluated_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.evaluated_step = state_dict["best"], state_dict["evaluated_step"]
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows this step."""
+        return step % self.eval_every == 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = trainer.global_step
+        if step and self.is_evaluated(step) and self.evaluated_step < step:
+            # Lightning would go on to the next batch; this is how its own loop evaluates
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if at_step_end(trainer) and (step % self.every == 0 or self.is_evaluated(step)):
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        assert pl_module.last_evaluation is not None
+        value = pl_module.last_evaluation.metrics[pl_module.monitor]
+        sign = 1 if pl_module.monitor_mode == "max" else -1
+        self.evaluated_step = trainer.global_step
+        is_best = self.best is None or sign * value > sign * self.best
+        if is_best:
+            self.best = value
+        self.save(trainer)
+        if is_best and trainer.is_global_zero:
+            self.run.keep_as_best()
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save last.ckpt, if the weights are sound."""
+        self.guard.check()
+        trainer.save_checkpoint(self.run.last)
+        self.saved_step = trainer.global_step
+
+
+class StopOnSignal(Callback):
+    """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second one at once."""
+
+    def __init__(self, saver: Saver) -> None:
+        self.saver = saver
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.asked and at_step_end(trainer):
+            self.saver.save(trainer)
+            raise TrainingInterruptedError
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        if self.asked:  # the step before was saved, marked as not yet evaluated
+            raise TrainingInterruptedError
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Log(Callback):
+    """metrics.csv, TensorBoard and the learning curve."""
+
+    def __init__(self, run: RunFolder, plan: Plan, every: int) -> None:
+        self.run, self.plan, self.every = run, plan, every
+        self.table = MetricsTable(run.metrics_csv)
+        self._sums: dict[str, Tensor] = {}
+        self._batches, self._samples = 0, 0
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.table.load(until_step=trainer.global_step)
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        assert isinstance(pl_module, TaskModule)
+        for name, value in pl_module.losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._batches += 1
+        if at_step_end(trainer) and trainer.global_step % self.every == 0:
+            self._write(trainer, self._train_row(trainer, pl_module))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        assert pl_module.last_evaluation is not None
+        row = self._row(trainer)
+        row |= {f"val_{name}": value for name, value in pl_module.last_evaluation.metrics.items()}
+        self._write(trainer, row)
+        if trainer.is_global_zero:
+            learning_curve(self.table.rows, pl_module.monitor, self.run.curve)
+        self._since += time.perf_counter() - self._paused
+
+    def _row(self, trainer: pl.Trainer) -> dict[str, float]:
+        step = trainer.global_step
+        return {"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4)}
+
+    def _train_row(self, trainer: pl.Trainer, module: TaskModule) -> dict[str, float]:
+        row = self._row(trainer)
+        for name, total in self._sums.items():
+            mean = trainer.strategy.reduce(total / self._batches, reduce_op="mean")
+            row["train_loss" if name == "loss" else f"train_{name}"] = float(mean)
+        row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        now = time.perf_counter()
+        per_batch = module.recipe.trainer.batch_size / trainer.accumulate_grad_batches
+        row["samples_per_second"] = self._batches * per_batch / (now - self._since)
+        self._sums, self._batches, self._since = {}, 0, now
+        return row
+
+    def _write(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.table.append(row)
+        for logger in trainer.loggers:
+            assert isinstance(logger, TensorBoardLogger)
+            logger.log_metrics(row, int(row["step"]))

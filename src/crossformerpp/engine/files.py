@@ -1,0 +1,163 @@
+"""Where a run keeps its files, and writing them so that nothing is ever half there."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+import crossformerpp
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of `path` at once, when complete and on the disk.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; `path` is as it was.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as indented JSON."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that appear whole or not at all, and are read without executing anything."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
+        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+class RunFolder:
+    """The files of one run.
+
+    recipe.yaml     every setting, resolved; `crossformer train RUN/recipe.yaml` repeats the run
+    run.json        command, versions, device, sizes of the data and the model
+    metrics.csv     a row per evaluation and every few steps between
+    metrics.json    of the final evaluation; beside it its pictures and tables
+    checkpoints/    last.ckpt to resume from, best.ckpt
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.about = path / "run.json"
+        self.metrics_csv = path / "metrics.csv"
+        self.metrics_json = path / "metrics.json"
+        self.curve = path / "learning_curve.png"
+        self.last = path / "checkpoints" / "last.ckpt"
+        self.best = path / "checkpoints" / "best.ckpt"
+
+    def check(self, overwrite: bool) -> None:
+        """Refuse a folder that holds something, unless it is a run that may be overwritten.
+
+        Raises:
+            ValueError: The folder is kept; says what to do.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.recipe.is_file():
+            raise ValueError(f"{self.path} exists and is not a run; choose another --out")
+        if not overwrite:
+            raise ValueError(f"{self.path} exists; choose another --out, or say --overwrite or --resume")
+
+    def create(self, recipe_page: str, overwrite: bool) -> None:
+        """Make the folder, replacing an older run if `overwrite`."""
+        self.check(overwrite)
+        if self.path.exists():
+            shutil.rmtree(self.path)
+        self.last.parent.mkdir(parents=True)
+        self.recipe.write_text(recipe_page, encoding="utf-8")
+
+    def keep_as_best(self) -> None:
+        """Make the last checkpoint the best one; takes no space until the next is saved."""
+        unfinished = self.best.with_name(".best.unfinished")
+        unfinished.unlink(missing_ok=True)
+        try:
+            os.link(self.last, unfinished)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(self.last, unfinished)
+        unfinished.replace(self.best)
+
+
+class MetricsTable:
+    """metrics.csv: rows of numbers with changing columns, complete on the disk after each row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def load(self, until_step: int) -> None:
+        """Take up the rows of an interrupted run, without those after the step that is resumed."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        self.rows = [row for row in rows if row["step"] <= until_step]
+        self._write(self.rows, rewrite=True)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add a row; the file is rewritten only if the row has a new column."""
+        known = {name for old in self.rows for name in old}
+        self.rows.append(dict(row))
+        self._write([dict(row)], rewrite=not known.issuperset(row))
+
+    def _write(self, rows: Sequence[Mapping[str, float]], rewrite: bool) -> None:
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        if rewrite:
+            rows = self.rows
+        with self.path.open("w" if rewrite else "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            if rewrite:
+                writer.writeheader()
+            writer.writerows({k: f"{v:.8g}" for k, v in row.items()} for row in rows)
+
+
+def fresh_folder(base: Path) -> Path:
+    """`base`, or the first of base-2, base-3, … that does not exist."""
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def surroundings(command: str) -> dict[str, Any]:
+    """What else one must know to repeat a run."""
+    packages = ("torch", "torchvision", "timm", "pytorch-lightning", "numpy", "pillow")
+    return {
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "crossformerpp": crossformerpp.__version__,
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in packages},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,89 @@
+"""The progress bar of a run, on stderr: epoch, step, loss, speed, time left; a line per evaluation."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from crossformerpp.engine.callbacks import at_step_end
+from crossformerpp.tasks.module import TaskModule
+from crossformerpp.tasks.optim import Plan
+
+
+class ProgressBar(Callback):
+    """rich's bar in a terminal; elsewhere (a log file, CI) only the line per evaluation."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.console = Console(file=sys.stderr)
+        self.bar: Progress | None = None
+        self.training: TaskID | None = None
+        self.evaluating: TaskID | None = None
+        self._clock, self._count, self._speed = time.perf_counter(), 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer)
+        if self.bar is not None:
+            self.training = self.bar.add_task(
+                "train", total=self.plan.steps, completed=trainer.global_step, detail=""
+            )
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, TaskModule)
+        if self.bar is None or self.training is None or not at_step_end(trainer):
+            return
+        self._count += pl_module.recipe.trainer.batch_size
+        elapsed = time.perf_counter() - self._clock
+        if elapsed < 0.5 and trainer.global_step < self.plan.steps:
+            return  # reading the loss makes a GPU wait, so rarely
+        self._speed, self._count, self._clock = self._count / elapsed, 0, time.perf_counter()
+        epoch = trainer.global_step / self.plan.steps_per_epoch
+        total = self.plan.steps / self.plan.steps_per_epoch
+        loss = pl_module.losses["loss"].item()
+        detail = f"epoch {epoch:.1f}/{total:.0f}  loss {loss:.4f}  {self._speed:.0f} img/s"
+        self.bar.update(self.training, completed=trainer.global_step, detail=detail)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start(trainer)
+        if self.bar is not None:
+            total = sum(int(count) for count in trainer.num_val_batches)
+            self.evaluating = self.bar.add_task("evaluate", total=total, detail="")
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        if self.bar is not None and self.evaluating is not None:
+            self.bar.advance(self.evaluating)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        if self.bar is not None and self.evaluating is not None:
+            self.bar.remove_task(self.evaluating)
+            self.evaluating = None
+        if trainer.state.fn == "fit" and trainer.is_global_zero and pl_module.last_evaluation is not None:
+            epoch = trainer.global_step / self.plan.steps_per_epoch
+            metrics = pl_module.last_evaluation.metrics
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self.console.print(f"epoch {epoch:g} (step {trainer.global_step}): {shown}", highlight=False)
+        self._clock, self._count = time.perf_counter(), 0
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _start(self, trainer: pl.Trainer) -> None:
+        if self.bar is None and trainer.is_global_zero and self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                expand=True,
+            )
+            self.bar.start()

@@ -1,0 +1,149 @@
+"""Read a recipe page, apply `--set` overrides, and say everything that is wrong with it at once."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from crossformerpp.recipes.classification import ClassificationRecipe
+from crossformerpp.recipes.schema import BaseRecipe
+
+RECIPES: dict[str, type[BaseRecipe]] = {"classification": ClassificationRecipe}  # by their `task`
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number (YAML 1.1 reads it as text) and no key may come twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in pages, e.g. `digits` or `imagenet/crossformerpp_small`."""
+    room = Path(str(files("crossformerpp.recipes")))
+    return sorted(page.relative_to(room).with_suffix("").as_posix() for page in room.rglob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = (), root: Path | None = None) -> BaseRecipe:
+    """Read a built-in page or a YAML file.
+
+    Args:
+        name: Name of a built-in page, or path of a .yaml file.
+        overrides: `a.b=value` texts; values are YAML.
+        root: Folder of the data, put at `data.root`.
+
+    Returns:
+        A recipe of the type that its `task` names.
+
+    Raises:
+        ValueError: No such page, no YAML, or a page with problems (all of them are listed).
+    """
+    values = _read_page(name)
+    if root is not None:
+        _set(values, ["data", "root"], str(root), f"--data {root}")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise ValueError(f"--set {override}: expected the form a.b=value")
+        _set(values, key.split("."), _parse(text, f"--set {override}"), f"--set {override}")
+    return parse_recipe(values, name)
+
+
+def parse_recipe(values: dict[str, Any], name: str) -> BaseRecipe:
+    """Check plain values against the recipe that their `task` names.
+
+    Raises:
+        ValueError: Lists every unknown or ill-typed key, with the nearest known one.
+    """
+    task = values.get("task")
+    if task not in RECIPES:
+        raise ValueError(f"recipe {name}: task: {task!r} is none of {', '.join(RECIPES)}")
+    try:
+        return RECIPES[task].model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem, RECIPES[task]) for problem in error.errors()]
+        raise ValueError(f"recipe {name}: {'; '.join(problems)}") from None
+
+
+def dump_recipe(recipe: BaseRecipe) -> str:
+    """The recipe as a YAML page with every value resolved; `load_recipe` reads it back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_page(name: str) -> dict[str, Any]:
+    page = Path(name)
+    if page.suffix not in (".yaml", ".yml"):
+        known = recipe_names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+            raise ValueError(f"no recipe {name!r}; {hint} (or give the path of a .yaml file)")
+        page = Path(str(files("crossformerpp.recipes"))) / f"{name}.yaml"
+    if not page.is_file():
+        raise ValueError(f"recipe {name}: no such file")
+    values = _parse(page.read_text(encoding="utf-8"), f"recipe {name}")
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {name}: expected a mapping of keys, found {type(values).__name__}")
+    return values
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, where: str) -> None:
+    for depth, key in enumerate(path[:-1], 1):
+        inner = values.get(key)
+        if inner is None:
+            inner = values[key] = {}
+        if not isinstance(inner, dict):
+            raise ValueError(f"{where}: {'.'.join(path[:depth])} is {inner!r}, which has no keys")
+        values = inner
+    values[path[-1]] = value
+
+
+def _describe(problem: Mapping[str, Any], recipe: type[BaseRecipe]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(recipe, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        return f"{key}: unknown key, " + (
+            f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        )
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys_at(recipe: type[BaseModel], path: list[str]) -> list[str]:
+    section: type[BaseModel] | None = recipe
+    for part in path:
+        field = section.model_fields.get(part) if section is not None else None
+        if field is None:
+            return []
+        candidates = [field.annotation, *get_args(field.annotation)]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(section.model_fields) if section is not None else []

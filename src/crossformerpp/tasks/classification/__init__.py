@@ -1,0 +1,87 @@
+"""Image classification: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from timm.data import create_transform
+from torchvision.transforms import Compose
+
+from crossformerpp.data.classification import LabelledImages, TransformedImages, open_digits, open_folder
+from crossformerpp.data.split import Split, Which
+from crossformerpp.recipes.classification import ClassificationData, ClassificationRecipe
+from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.backbone import create_model, head_prefixes
+from crossformerpp.tasks.plug import Predictor
+from crossformerpp.tasks.saved import SavedRun, load_weights, read_weights
+
+if TYPE_CHECKING:
+    from crossformerpp.tasks.module import TaskModule
+
+
+class Classification:
+    """One label per image."""
+
+    def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
+        assert isinstance(recipe, ClassificationRecipe)
+        source = open_images(recipe, which, class_names)
+        transform = train_transform(recipe) if which == "train" else eval_transform(recipe.data)
+        return Split(TransformedImages(source, transform), source.class_names)
+
+    def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
+        from crossformerpp.tasks.classification.module import ClassificationModule
+
+        assert isinstance(recipe, ClassificationRecipe)
+        model = create_model(recipe.model, num_classes=len(class_names))
+        if recipe.model.checkpoint is not None:
+            weights = read_weights(recipe.model.checkpoint)
+            load_weights(model, weights, recipe.model.checkpoint, may_differ=head_prefixes(model))
+        return ClassificationModule(model, recipe, class_names)
+
+    def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
+        from crossformerpp.tasks.classification.predictor import ClassificationPredictor
+
+        return ClassificationPredictor(saved, **options)
+
+
+def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[str] | None) -> LabelledImages:
+    """The labelled images of one split.
+
+    Raises:
+        ValueError: The recipe wants a folder and names none, or the folder cannot be used.
+    """
+    data = recipe.data
+    if data.source == "digits":
+        return open_digits(which, data.size)
+    if data.root is None:
+        raise ValueError("this recipe trains on a folder of images: say --data FOLDER")
+    return open_folder(Path(data.root), which, data.val_fraction, recipe.trainer.seed, class_names)
+
+
+def train_transform(recipe: ClassificationRecipe) -> Compose:
+    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor."""
+    data, augment = recipe.data, recipe.augment
+    return create_transform(
+        data.size,
+        is_training=True,
+        scale=augment.crop_scale,
+        ratio=augment.crop_ratio,
+        hflip=augment.flip,
+        color_jitter=augment.color_jitter or 0.0,
+        auto_augment=augment.auto_augment,
+        interpolation=data.interpolation,
+        re_prob=augment.random_erasing,
+        re_mode="pixel",
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def eval_transform(data: ClassificationData) -> Compose:
+    """timm's evaluation view: shorter side to `eval_resize`, centre crop of `size`, normalised."""
+    return create_transform(
+        data.size,
+        interpolation=data.interpolation,
+        crop_pct=data.size / data.eval_resize if data.eval_resize else None,
+        mean=data.mean,
+        std=data.std,
+    )

@@ -1,0 +1,98 @@
+"""What an evaluation of a classifier found: metrics, a table of every prediction, pictures."""
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from crossformerpp.analysis.pictures import confusion_matrix, image_grid
+from crossformerpp.data.classification import TransformedImages
+from crossformerpp.data.split import Split
+
+NUM_SHOWN = 40  # images in predictions.png
+
+
+@dataclass(frozen=True)
+class ClassificationEvaluation:
+    """Predictions for M samples of K classes, on the CPU.
+
+    Attributes:
+        numbers: (M,) position of each sample in its split.
+        labels: (M,) true class.
+        probabilities: (M, K).
+    """
+
+    numbers: Tensor
+    labels: Tensor
+    probabilities: Tensor
+    class_names: list[str]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """top1, top5 (with more than five classes), mean accuracy over classes, cross-entropy, samples."""
+        num_classes = len(self.class_names)
+
+        def accuracy(top_k: int, average: str) -> float:
+            value = multiclass_accuracy(
+                self.probabilities,
+                self.labels,
+                num_classes,
+                top_k=top_k,
+                average=average,  # type: ignore[arg-type]
+            )
+            return float(value)
+
+        true = self.probabilities.gather(1, self.labels[:, None]).clamp_min(1e-12)
+        metrics = {"top1": accuracy(1, "micro")}
+        if num_classes > 5:
+            metrics["top5"] = accuracy(5, "micro")
+        metrics["mean_class_accuracy"] = accuracy(1, "macro")
+        metrics["loss"] = float(-true.log().mean())
+        metrics["samples"] = len(self.labels)
+        return metrics
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """(K, K) counts; row = true class, column = predicted class."""
+        return multiclass_confusion_matrix(self.probabilities, self.labels, len(self.class_names))
+
+    def write(self, folder: Path, split: Split) -> list[Path]:
+        """confusion.png, predictions.png (the mistakes first) and predictions.csv."""
+        assert isinstance(split.dataset, TransformedImages)
+        source = split.dataset.source
+        confidence, predicted = self.probabilities.max(dim=1)
+        with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["sample", "label", "predicted", "confidence", "correct"])
+            rows = zip(
+                self.numbers.tolist(),
+                self.labels.tolist(),
+                predicted.tolist(),
+                confidence.tolist(),
+                strict=True,
+            )
+            for number, label, guess, share in rows:
+                names = self.class_names[label], self.class_names[guess]
+                table.writerow([source.names[number], *names, f"{share:.4f}", int(label == guess)])
+
+        confusion_matrix(self.confusion.numpy(), self.class_names, folder / "confusion.png")
+        # mistakes, most certain first; then right answers spread evenly over the split
+        missed = torch.nonzero(predicted != self.labels).flatten()
+        wrong = missed[confidence[missed].argsort(descending=True)][: NUM_SHOWN // 2].tolist()
+        right = torch.nonzero(predicted == self.labels).flatten().tolist()
+        room = NUM_SHOWN - len(wrong)
+        shown = wrong + right[:: max(1, len(right) // room)][:room]
+        image_grid(
+            [source.open(int(self.numbers[i])) for i in shown],
+            [f"{self.class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in shown],
+            [
+                None if predicted[i] == self.labels[i] else self.class_names[int(self.labels[i])]
+                for i in shown
+            ],
+            folder / "predictions.png",
+        )
+        return [folder / name for name in ("confusion.png", "predictions.png", "predictions.csv")]

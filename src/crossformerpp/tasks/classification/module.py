@@ -1,0 +1,81 @@
+"""Loss and exact metrics of image classification (paper Sec. 5.1)."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from crossformerpp.recipes.classification import ClassificationRecipe
+from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.module import TaskModule
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B, sample numbers B
+
+
+class ClassificationModule(TaskModule):
+    """Cross-entropy with label smoothing, or with the soft targets of Mixup and CutMix (timm's)."""
+
+    monitor: ClassVar[str] = "top1"
+
+    def __init__(self, model: nn.Module, recipe: ClassificationRecipe, class_names: list[str]) -> None:
+        super().__init__(model, recipe, class_names)
+        augment = recipe.augment
+        self.mix: Mixup | None = None
+        self.criterion: nn.Module = nn.CrossEntropyLoss()
+        if augment.mixup or augment.cutmix:
+            self.mix = Mixup(
+                mixup_alpha=augment.mixup,
+                cutmix_alpha=augment.cutmix,
+                prob=augment.mix_probability,
+                switch_prob=augment.mix_switch,
+                label_smoothing=recipe.label_smoothing,
+                num_classes=len(class_names),
+            )
+            self.criterion = SoftTargetCrossEntropy()
+        elif recipe.label_smoothing:
+            self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        self.seen = Predictions()
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        images, labels, _ = batch
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        return {"loss": self.criterion(self.model(images), labels)}
+
+    def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
+        images, labels, numbers = batch
+        self.seen.update(numbers, labels, F.softmax(model(images).float(), dim=1))
+
+    def evaluation(self) -> ClassificationEvaluation:
+        numbers, labels, probabilities = self.seen.compute()
+        self.seen.reset()
+        order = numbers.argsort()
+        return ClassificationEvaluation(
+            numbers[order], labels[order], probabilities[order], class_names=self.class_names
+        )
+
+
+class Predictions(Metric):
+    """Collects what was predicted; `compute` gathers it from all processes, however many samples each had."""
+
+    full_state_update = False
+    numbers: list[Tensor]
+    labels: list[Tensor]
+    probabilities: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__(compute_on_cpu=True)
+        for name in ("numbers", "labels", "probabilities"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, numbers: Tensor, labels: Tensor, probabilities: Tensor) -> None:
+        self.numbers.append(numbers)
+        self.labels.append(labels)
+        self.probabilities.append(probabilities)
+
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        return dim_zero_cat(self.numbers), dim_zero_cat(self.labels), dim_zero_cat(self.probabilities)

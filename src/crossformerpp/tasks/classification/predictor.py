@@ -1,0 +1,57 @@
+"""From one image to its most likely classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from crossformerpp.analysis.annotate import label_image
+from crossformerpp.recipes.classification import ClassificationRecipe
+from crossformerpp.tasks.backbone import create_model
+from crossformerpp.tasks.classification import eval_transform
+from crossformerpp.tasks.saved import SavedRun, load_weights
+
+
+@dataclass(frozen=True)
+class ClassPrediction:
+    """The most likely classes, best first, with their probabilities."""
+
+    top: list[tuple[str, float]]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [(name, f"{share:.1%}") for name, share in self.top]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"top": [{"class": name, "probability": share} for name, share in self.top]}
+
+    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
+        return {"": label_image(image, self.top)}
+
+
+class ClassificationPredictor:
+    """A trained classifier, ready for images."""
+
+    columns: Sequence[str] = ("class", "probability")
+
+    def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu") -> None:
+        """
+        Raises:
+            ValueError: The checkpoint is not a classifier's, or its weights do not fit its recipe.
+        """
+        assert isinstance(saved.recipe, ClassificationRecipe)
+        self.class_names = saved.class_names
+        self.top_k = min(top_k, len(saved.class_names))
+        self.device = torch.device(device)
+        model = create_model(saved.recipe.model, num_classes=len(saved.class_names))
+        load_weights(model, saved.weights, saved.path)
+        self.model = model.eval().to(self.device)
+        self.transform = eval_transform(saved.recipe.data)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image) -> ClassPrediction:
+        scores = self.model(self.transform(image).unsqueeze(0).to(self.device))[0].float().softmax(dim=0)
+        shares, classes = scores.topk(self.top_k)
+        names = [self.class_names[number] for number in classes.tolist()]
+        return ClassPrediction(list(zip(names, shares.tolist(), strict=True)))

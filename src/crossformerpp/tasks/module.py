@@ -1,0 +1,94 @@
+"""What all tasks learn with: one LightningModule with optimiser, schedule, EMA and exact evaluation."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from crossformerpp.recipes.load import dump_recipe
+from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
+from crossformerpp.tasks.plug import Evaluation
+from crossformerpp.tasks.saved import KEY, pack
+
+
+class TaskModule(pl.LightningModule):
+    """A model that is being trained; see `engine` for what a subclass adds.
+
+    Attributes:
+        model: The network.
+        ema: Its moving average, or None.
+        losses: Detached parts of the last training loss, for the logs.
+        last_evaluation: What the latest validation found.
+        plan: Set by the engine before training.
+    """
+
+    monitor: ClassVar[str]
+    monitor_mode: ClassVar[Literal["max", "min"]] = "max"
+
+    def __init__(self, model: nn.Module, recipe: BaseRecipe, class_names: list[str]) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.class_names = class_names
+        self.model = model
+        self.ema: ModelEmaV3 | None = None
+        if recipe.ema is not None:
+            self.ema = ModelEmaV3(model, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)
+            self.ema.requires_grad_(False)
+        self.losses: dict[str, Tensor] = {}
+        self.last_evaluation: Evaluation | None = None
+        self.plan: Plan | None = None
+
+    @abstractmethod
+    def loss(self, batch: Any) -> dict[str, Tensor]:
+        """Scalars: "loss", which is minimised, and parts to log."""
+
+    @abstractmethod
+    def evaluate_batch(self, model: nn.Module, batch: Any) -> None:
+        """Add a batch to the metrics; `model` holds the weights to be judged."""
+
+    @abstractmethod
+    def evaluation(self) -> Evaluation:
+        """Sum up the batches since the last call over all processes, and forget them."""
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that evaluation and prediction use: the average, if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.loss(batch)
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        return losses["loss"]
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.evaluate_batch(self.judged, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self.last_evaluation = self.evaluation()
+
+    def configure_optimizers(self) -> Any:
+        assert self.plan is not None
+        optimizer = build_optimizer(self.model, self.recipe)
+        schedule = build_schedule(optimizer, self.recipe, self.plan)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        assert self.plan is not None
+        step = self.global_step
+        scheduler.step_update(step)
+        if step % self.plan.steps_per_epoch == 0:
+            scheduler.step(step // self.plan.steps_per_epoch)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = pack(dump_recipe(self.recipe), self.class_names, self.global_step)

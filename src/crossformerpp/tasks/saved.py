@@ -1,0 +1,145 @@
+"""Open what training left behind: a run directory or a checkpoint. Nothing here imports the trainer."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+import crossformerpp
+from crossformerpp import checkpoints
+from crossformerpp.recipes.load import parse_recipe
+from crossformerpp.recipes.schema import BaseRecipe
+
+KEY = "crossformerpp"  # under which a checkpoint tells what it is
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A trained model as it lies on disk.
+
+    Attributes:
+        path: The checkpoint file.
+        recipe: The resolved recipe it was trained with.
+        class_names: In the order of the model's outputs.
+        step: Optimiser steps taken.
+        weights: Of the network that evaluation used (the moving average, if there was one).
+    """
+
+    path: Path
+    recipe: BaseRecipe
+    class_names: list[str]
+    step: int
+    weights: dict[str, Tensor]
+
+
+def pack(recipe: str, class_names: list[str], step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself: plain data only, so that it loads without executing anything."""
+    return {"version": crossformerpp.__version__, "recipe": recipe, "class_names": class_names, "step": step}
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that a run directory or a file path means.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such run or checkpoint")
+    result = "best"
+    if (path / "recipe.yaml").is_file():
+        page = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        result = page["trainer"]["result"]
+    for name in (result, "last"):
+        if (path / "checkpoints" / f"{name}.ckpt").is_file():
+            return path / "checkpoints" / f"{name}.ckpt"
+    raise ValueError(f"{path}: no checkpoints/{result}.ckpt in it; not a run of `crossformer train`?")
+
+
+def read_training_state(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint file, read without executing any of it.
+
+    Raises:
+        ValueError: Unreadable, holds code, or is not a checkpoint of `crossformer train`.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: refused, for it holds more than weights and plain data ({reason})"
+        ) from None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({error})") from None
+    if not isinstance(state, dict) or KEY not in state:
+        raise ValueError(
+            f"{path}: not a checkpoint of `crossformer train`; "
+            "weights of the authors' release are read by `crossformer convert`"
+        )
+    return state
+
+
+def open_saved(path: Path) -> SavedRun:
+    """Open a run directory or a checkpoint of `crossformer train`.
+
+    Raises:
+        ValueError: There is none, or it is not one.
+    """
+    file = find_checkpoint(path)
+    state = read_training_state(file)
+    about = state[KEY]
+    recipe = parse_recipe(yaml.safe_load(about["recipe"]), f"in {file}")
+    prefix = "model." if recipe.ema is None else "ema.module."
+    weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
+    return SavedRun(file, recipe, list(about["class_names"]), int(about["step"]), weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights to start from: of a run or checkpoint of ours, a converted file, or a released one.
+
+    Raises:
+        ValueError: There is nothing readable.
+    """
+    if path.is_dir() or path.suffix == ".ckpt":
+        return open_saved(path).weights
+    state = checkpoints.read_checkpoint(path)
+    is_released = any(key.startswith("patch_embed.projs.") for key in state)
+    return checkpoints.from_released(state) if is_released else state
+
+
+def load_weights(
+    model: nn.Module, weights: dict[str, Tensor], source: Path, *, may_differ: tuple[str, ...] = ()
+) -> list[str]:
+    """Load weights into a model, all of them or none.
+
+    Args:
+        may_differ: Prefixes of keys that stay as they are where they are missing or of another shape.
+
+    Returns:
+        The keys of the model that were not loaded.
+
+    Raises:
+        ValueError: Other keys differ; says which, and how.
+    """
+    own = model.state_dict()
+    problems = []
+    fresh = []
+    for key, value in own.items():
+        if key in weights and weights[key].shape == value.shape:
+            continue
+        if key.startswith(may_differ):
+            fresh.append(key)
+        else:
+            found = tuple(weights[key].shape) if key in weights else "missing"
+            problems.append(f"{key} {found} instead of {tuple(value.shape)}")
+    problems += [f"{key} unknown" for key in weights if key not in own and not key.startswith(may_differ)]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"{source}: weights of another model, {len(problems)} keys differ: {shown}")
+    model.load_state_dict({k: v for k, v in weights.items() if k in own and k not in fresh}, strict=False)
+    return fresh
