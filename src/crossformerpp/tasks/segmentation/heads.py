@@ -6,6 +6,7 @@ Legend: B batch, C channels, H W image; maps c2…c5 of strides 4, 8, 16, 32 are
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -13,7 +14,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 
 class SemanticFPNHead(nn.Module):
-    """A feature pyramid whose levels are brought to stride 4 and summed; four maps -> (B, channels, H/4, W/4).
+    """A feature pyramid, its levels brought to stride 4 and summed; four maps -> (B, channels, H/4, W/4).
 
     torchvision's FPN, then for the levels of stride 4, 8, 16, 32 in turn 1, 1, 2, 3 convolutions, each of
     which but the first level's is followed by an upsampling to the size of the next finer level.
@@ -28,9 +29,11 @@ class SemanticFPNHead(nn.Module):
         super().__init__()
         self.fpn = FeaturePyramidNetwork(list(in_channels), pyramid_channels)
         self.levels = nn.ModuleList(
-            nn.ModuleList(
-                Conv2dNormActivation(pyramid_channels if i == 0 else channels, channels, kernel_size=3)
-                for i in range(max(1, level))
+            nn.Sequential(
+                *(
+                    Conv2dNormActivation(pyramid_channels if i == 0 else channels, channels, kernel_size=3)
+                    for i in range(max(1, level))
+                )
             )
             for level in range(len(in_channels))
         )
@@ -39,17 +42,20 @@ class SemanticFPNHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         pyramid = list(self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps))).values())
         sizes = [x.shape[-2:] for x in pyramid]
-        total = self.levels[0][0](pyramid[0])
-        for level in range(1, len(pyramid)):
-            x = pyramid[level]
-            for finer, convolution in zip(range(level - 1, -1, -1), self.levels[level], strict=True):
-                x = F.interpolate(convolution(x), sizes[finer], mode="bilinear", align_corners=False)
-            total = total + x
-        return total
+        outputs = []
+        for level, (x, convolutions) in enumerate(zip(pyramid, self.levels, strict=True)):
+            for i, convolution in enumerate(convolutions.children(), 1):
+                x = convolution(x)
+                if level > 0:
+                    x = F.interpolate(x, sizes[level - i], mode="bilinear", align_corners=False)
+            outputs.append(x)
+        return torch.stack(outputs).sum(dim=0)
 
 
 class UPerNetHead(nn.Module):
-    """segmentation_models_pytorch's UPerNet decoder: pooling pyramid and FPN; four maps -> (B, channels, H/4, W/4).
+    """Pooling pyramid and FPN, fused at stride 4; four maps -> (B, channels, H/4, W/4).
+
+    segmentation_models_pytorch's decoder, whose parameters are those of the paper's.
 
     Raises:
         ValueError: segmentation_models_pytorch is not installed.
@@ -77,7 +83,7 @@ class UPerNetHead(nn.Module):
 
 
 class FCNHead(nn.Sequential):
-    """One convolution and a classifier on a single map, for the auxiliary loss; (B, C, h, w) -> (B, K, h, w)."""
+    """A convolution and a classifier on one map, for the auxiliary loss; (B, C, h, w) -> (B, K, h, w)."""
 
     def __init__(self, in_channels: int, num_classes: int, channels: int = 256, dropout: float = 0.1) -> None:
         super().__init__(

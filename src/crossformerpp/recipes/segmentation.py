@@ -1,0 +1,91 @@
+"""What a segmentation recipe says beyond the common parts."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from crossformerpp.recipes.schema import BaseRecipe, Section
+
+
+class ScenesSection(Section):
+    """How many digit_scenes to make, and how large."""
+
+    train: PositiveInt = 400
+    val: PositiveInt = 100
+    size: int = Field(default=256, ge=64)
+    seed: int = Field(default=0, ge=0)
+
+
+class SegmentationData(Section):
+    """Where images and label masks come from."""
+
+    source: Literal["folder", "ade20k", "digit_scenes"]
+    root: Path | None = None  # digit_scenes: default is a folder in the user's cache
+    class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
+    palette: Path | None = None  # folder: a table name,r,g,b, one row per label, for masks of colours
+    ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
+    scenes: ScenesSection = ScenesSection()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class AugmentSection(Section):
+    """From an image of any size to a training crop."""
+
+    crop: int = Field(default=512, ge=32)
+    short_side: PositiveInt | None = 512  # before random scaling; None keeps the image's own size
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    max_class_share: float = Field(default=0.75, gt=0, le=1)  # of one class in a crop, if ten tries find such
+    flip: float = Field(default=0.5, ge=0, le=1)
+    photometric: bool = True  # brightness, contrast, saturation, hue
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)}: the smaller number comes first")
+        return self
+
+
+class HeadSection(Section):
+    """The head; narrower ones for small models and machines."""
+
+    name: Literal["semantic_fpn", "upernet"]
+    channels: PositiveInt | None = None  # default: 128 of Semantic FPN, 512 of UPerNet
+    pyramid_channels: PositiveInt = 256  # of Semantic FPN's FPN
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    auxiliary_weight: NonNegativeFloat | None = (
+        None  # default: 0.4 of UPerNet, 0 (no such head) of Semantic FPN
+    )
+    auxiliary_channels: PositiveInt = 256
+
+
+class InferenceSection(Section):
+    """How an image of any size is looked at, when evaluating and predicting."""
+
+    short_side: PositiveInt | None = 512  # None: the image's own size
+    mode: Literal["whole", "slide"] = "whole"
+    window: int = Field(default=512, ge=32)  # slide: side of the windows,
+    stride: PositiveInt = 340  # and from one to the next
+    scales: list[PositiveFloat] = Field(default=[1.0], min_length=1)
+    flip: bool = False  # also look at the mirror image
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for name, value in (("window", self.window), ("stride", self.stride)):
+            if value % 4:
+                raise ValueError(f"{name} {value} must be a multiple of 4, the stride of the head's map")
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window}")
+        return self
+
+
+class SegmentationRecipe(BaseRecipe):
+    """Semantic segmentation (paper Sec. 5.3)."""
+
+    task: Literal["segmentation"]
+    data: SegmentationData
+    head: HeadSection
+    augment: AugmentSection = AugmentSection()
+    inference: InferenceSection = InferenceSection()

@@ -1,0 +1,71 @@
+"""A backbone as dense tasks use it: any timm model as a pyramid of maps, started from a classifier's weights.
+
+Legend: B batch, C channels, H W image.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.backbone import create_model
+from crossformerpp.tasks.saved import load_weights, read_weights
+
+
+class Pyramid(nn.Module):
+    """Images (B, 3, H, W) -> one map (B, Ci, H/s, W/s) per stride s.
+
+    Attributes:
+        channels: Ci.
+        model: The timm model without its head; its keys are those of the classifier.
+    """
+
+    def __init__(self, section: ModelSection, strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+        """
+        Raises:
+            ValueError: timm knows no such model, or it has no maps of these strides.
+        """
+        super().__init__()
+        try:
+            getter: Any = create_model(section, features_only=True, feature_cls="getter")
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError(f"{section.name} gives no maps of features: {error}") from None
+        found = getter.feature_info.reduction()
+        missing = [stride for stride in strides if stride not in found]
+        if missing:
+            raise ValueError(f"{section.name} has maps of strides {found}, but {list(strides)} are needed")
+        self.taken = [found.index(stride) for stride in strides]
+        self.channels: list[int] = [getter.feature_info.channels()[i] for i in self.taken]
+        self.getter = getter
+
+    @property
+    def model(self) -> nn.Module:
+        return self.getter.model
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.getter(x)
+        return [maps[i] for i in self.taken]
+
+    def load(self, path: Path) -> None:
+        """Start from a checkpoint: of a classifier, or the `backbone.` part of a detector's or segmenter's.
+
+        Raises:
+            ValueError: Unreadable, or of another backbone; nothing is loaded then.
+        """
+        self.load_weights(read_weights(path), path)
+
+    def load_weights(self, weights: dict[str, Tensor], source: Path) -> None:
+        """As `load`, from weights that were read already."""
+        if any(key.startswith("backbone.") for key in weights):
+            weights = {key: value for key, value in weights.items() if key.startswith("backbone.")}
+        weights = {_PREFIX.sub("", key): value for key, value in weights.items()}
+        # a classifier's final norm and head are no part of the pyramid, anything else unknown is a mistake
+        rooms = {key.split(".")[0] for key in self.model.state_dict()}
+        weights = {key: value for key, value in weights.items() if key.split(".")[0] in rooms}
+        load_weights(self.model, weights, source)
+
+
+_PREFIX = re.compile(r"^(backbone\.)?(getter\.model\.)?")  # of a detector or segmenter, and of this class

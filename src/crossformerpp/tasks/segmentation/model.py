@@ -1,0 +1,89 @@
+"""The segmenter: backbone, head, classifier, and the auxiliary head that only training uses.
+
+Legend: B batch, K classes, H W image.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.recipes.segmentation import HeadSection
+from crossformerpp.tasks.pyramid import Pyramid
+from crossformerpp.tasks.saved import load_weights, read_weights
+from crossformerpp.tasks.segmentation.heads import FCNHead, SemanticFPNHead, UPerNetHead, classifier
+
+_STRIDE_16 = 2  # position of the map that the auxiliary head looks at
+
+
+class Segmenter(nn.Module):
+    """Images (B, 3, H, W) -> logits (B, K, ceil(H/4), ceil(W/4)).
+
+    Attributes:
+        colors: (K, 3) bytes, in which pictures show the classes; no part of the network, but of its weights'
+            file, so that predicting needs no palette.
+        auxiliary_weight: Of the auxiliary loss; 0 if there is no such head.
+    """
+
+    colors: Tensor
+
+    def __init__(self, model: ModelSection, head: HeadSection, colors: Tensor) -> None:
+        super().__init__()
+        num_classes = len(colors)
+        self.backbone = Pyramid(model)
+        channels = self.backbone.channels
+        self.decoder: SemanticFPNHead | UPerNetHead
+        if head.name == "semantic_fpn":
+            self.decoder = SemanticFPNHead(channels, head.pyramid_channels, head.channels or 128)
+        else:
+            self.decoder = UPerNetHead(channels, head.channels or 512)
+        self.classifier = classifier(self.decoder.out_channels, num_classes, head.dropout)
+        weight = head.auxiliary_weight
+        self.auxiliary_weight = (0.4 if head.name == "upernet" else 0.0) if weight is None else weight
+        self.auxiliary: FCNHead | None = None
+        if self.auxiliary_weight:
+            self.auxiliary = FCNHead(channels[_STRIDE_16], num_classes, head.auxiliary_channels, head.dropout)
+        self.register_buffer("colors", colors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.decoder(self.backbone(x)))
+
+    def forward_train(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, K, ceil(H/4), ceil(W/4)), and auxiliary ones (B, K, ceil(H/16), ceil(W/16)) or None."""
+        maps = self.backbone(x)
+        logits = self.classifier(self.decoder(maps))
+        return logits, None if self.auxiliary is None else self.auxiliary(maps[_STRIDE_16])
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the backbone wants undecayed, besides norms and biases, known by their shape."""
+        names: Any = getattr(self.backbone.model, "no_weight_decay", set)()
+        return {f"backbone.getter.model.{name}" for name in names}
+
+    def start_from(self, path: Path) -> list[str]:
+        """Start from a classifier (the backbone only) or from a segmenter with the same head.
+
+        Returns:
+            The keys that stay fresh because the checkpoint's segmenter knows another number of classes.
+
+        Raises:
+            ValueError: Unreadable, or of another network; nothing is loaded then.
+        """
+        weights = read_weights(path)
+        if not any(key.startswith("decoder.") for key in weights):
+            self.backbone.load_weights(weights, path)
+            return []
+        weights["colors"] = self.colors
+        kept = {k: v for k, v in weights.items() if self.auxiliary or not k.startswith("auxiliary.")}
+        return load_weights(self, kept, path, may_differ=("classifier.1.", "auxiliary."))
+
+
+def default_colors(num_classes: int) -> Tensor:
+    """(K, 3) bytes: the colours of the Pascal VOC palette, bit by bit from the label; label 0 is black."""
+    colors = torch.zeros(num_classes, 3, dtype=torch.uint8)
+    for label in range(num_classes):
+        for bit in range(8):
+            for channel in range(3):
+                colors[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colors
