@@ -35,6 +35,8 @@ starting it at another number.
 import logging
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from crossformerpp.data.sampling import num_samples
+from crossformerpp.data.writing import write_json
 from crossformerpp.engine.callbacks import (
     Log,
     LossGuard,
@@ -54,10 +57,10 @@ from crossformerpp.engine.callbacks import (
     StopOnSignal,
     TrainingInterruptedError,
 )
-from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings, write_json
+from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
 from crossformerpp.engine.loaders import RunData
 from crossformerpp.engine.progress import ProgressBar
-from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.recipes.load import apply_overrides, dump_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -123,21 +126,21 @@ def resume(out: Path) -> dict[str, float]:
 
 
 def evaluate(
-    path: Path, *, root: Path | None = None, out: Path | None = None, overrides: dict[str, Any] | None = None
+    path: Path, *, root: Path | None = None, out: Path | None = None, overrides: Iterable[str] = ()
 ) -> dict[str, float]:
     """Evaluate a run or a checkpoint on its validation data, or on other data.
 
     Args:
         root: A folder of data to use instead of the run's own.
         out: Where to write metrics.json, tables and pictures; None: nowhere.
-        overrides: Values of the recipe's `trainer` section for this machine, e.g. workers.
+        overrides: `a.b=value` texts, e.g. another data.size or trainer.workers.
 
     Raises:
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
     values = saved.recipe.model_dump()
-    values["trainer"] |= overrides or {}
+    apply_overrides(values, overrides)
     values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
     values["ema"] = None  # which has the averaged ones already, if there are any
     if root is not None:
@@ -149,7 +152,8 @@ def evaluate(
     load_weights(module.model, saved.weights, saved.path)
     plan = Plan(steps=saved.step, steps_per_epoch=1)
     trainer = _trainer(recipe.trainer, [ProgressBar(plan)], logger=False)
-    trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    with _quiet(), _threads(recipe.trainer):
+        trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
     evaluation = module.last_evaluation
     assert evaluation is not None
     if out is not None and trainer.is_global_zero:
@@ -211,22 +215,18 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         val_check_interval=eval_every * section.accumulate,
         check_val_every_n_epoch=None,
     )
-    with warnings.catch_warnings():
-        # our stream starts at the right batch by itself
-        warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
+    with _quiet(), _threads(section):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if saver.saved_step < plan.steps:
         saver.save(trainer)
 
 
 def _trainer(section: TrainerSection, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     precision = section.precision
     if precision == "auto":
         has_gpu = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if has_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hints about logging and workers that the recipe decides
+    with _quiet():
         return pl.Trainer(
             accelerator=section.accelerator,
             devices=section.devices,
@@ -240,6 +240,32 @@ def _trainer(section: TrainerSection, callbacks: list[Callback], **settings: Any
             enable_model_summary=False,
             **settings,
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints about settings that the recipe decides, and its warning that a loader cannot
+    resume in mid-epoch: ours starts at the right batch by itself.
+    """
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\b")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _threads(section: TrainerSection) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(section.threads or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:

@@ -1,46 +1,21 @@
-"""Where a run keeps its files, and writing them so that nothing is ever half there."""
+"""Where a run keeps its files."""
 
 import csv
-import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 import crossformerpp
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` at once, when complete and on the disk.
-
-    Raises:
-        OSError: The disk is full or the folder cannot be written; `path` is as it was.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data as indented JSON."""
-    with replacing(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+from crossformerpp.data.writing import replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -137,15 +112,6 @@ class MetricsTable:
             if rewrite:
                 writer.writeheader()
             writer.writerows({k: f"{v:.8g}" for k, v in row.items()} for row in rows)
-
-
-def fresh_folder(base: Path) -> Path:
-    """`base`, or the first of base-2, base-3, … that does not exist."""
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
 
 
 def surroundings(command: str) -> dict[str, Any]:

@@ -66,8 +66,11 @@ class ProgressBar(Callback):
         if trainer.state.fn == "fit" and trainer.is_global_zero and pl_module.last_evaluation is not None:
             epoch = trainer.global_step / self.plan.steps_per_epoch
             metrics = pl_module.last_evaluation.metrics
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.console.print(f"epoch {epoch:g} (step {trainer.global_step}): {shown}", highlight=False)
+            shown = "  ".join(
+                f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)
+            )
+            line = f"epoch {epoch:g} (step {trainer.global_step}): {shown}"
+            self.console.print(line, highlight=False, soft_wrap=True)
         self._clock, self._count = time.perf_counter(), 0
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -56,3 +56,12 @@ class ClassificationRecipe(BaseRecipe):
     data: ClassificationData
     augment: AugmentSection = AugmentSection()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _can_mix(self) -> Self:
+        together = self.trainer.batch_size // self.trainer.accumulate
+        if (self.augment.mixup or self.augment.cutmix) and together % 2:
+            raise ValueError(
+                f"mixup and cutmix pair the images of a batch, which are {together}: an odd number"
+            )
+        return self

@@ -57,12 +57,21 @@ def load_recipe(name: str, overrides: Iterable[str] = (), root: Path | None = No
     values = _read_page(name)
     if root is not None:
         _set(values, ["data", "root"], str(root), f"--data {root}")
+    apply_overrides(values, overrides)
+    return parse_recipe(values, name)
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Put `a.b=value` texts into plain recipe values.
+
+    Raises:
+        ValueError: A text has another form, or leads into a value that has no keys.
+    """
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
             raise ValueError(f"--set {override}: expected the form a.b=value")
         _set(values, key.split("."), _parse(text, f"--set {override}"), f"--set {override}")
-    return parse_recipe(values, name)
 
 
 def parse_recipe(values: dict[str, Any], name: str) -> BaseRecipe:

@@ -94,6 +94,7 @@ class TrainerSection(Section):
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"
     workers: int = Field(default=2, ge=0)  # processes that read data, per device
+    threads: PositiveInt | None = None  # of the CPU, for arithmetic; default: all cores
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")

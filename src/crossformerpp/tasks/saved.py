@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import safe_open
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 import crossformerpp
@@ -85,18 +87,40 @@ def read_training_state(path: Path) -> dict[str, Any]:
 
 
 def open_saved(path: Path) -> SavedRun:
-    """Open a run directory or a checkpoint of `crossformer train`.
+    """Open a run directory, a checkpoint of `crossformer train`, or a file of `crossformer convert`.
 
     Raises:
         ValueError: There is none, or it is not one.
     """
     file = find_checkpoint(path)
+    if file.suffix == ".safetensors":
+        return _open_converted(file)
     state = read_training_state(file)
     about = state[KEY]
     recipe = parse_recipe(yaml.safe_load(about["recipe"]), f"in {file}")
     prefix = "model." if recipe.ema is None else "ema.module."
     weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
     return SavedRun(file, recipe, list(about["class_names"]), int(about["step"]), weights)
+
+
+def _open_converted(file: Path) -> SavedRun:
+    """A converted classifier as if it were a run: at its paper's settings, classes named as ImageNet does."""
+    weights = checkpoints.read_checkpoint(file)
+    with safe_open(file, framework="pt") as content:
+        name = (content.metadata() or {}).get("model")
+    if name is None or "head.fc.weight" not in weights:
+        raise ValueError(f"{file}: not a classifier written by `crossformer convert`")
+    num_classes = weights["head.fc.weight"].shape[0]
+    class_names = [f"class {number}" for number in range(num_classes)]
+    if num_classes == 1000:
+        class_names = ImageNetInfo().label_names()
+    values = {
+        "task": "classification",
+        "model": {"name": name},
+        "data": {"source": "folder", "size": 224, "eval_resize": 256},
+        "trainer": {"epochs": 1},
+    }
+    return SavedRun(file, parse_recipe(values, f"of {file}"), class_names, 0, weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

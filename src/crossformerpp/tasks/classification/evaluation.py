@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from crossformerpp.analysis.pictures import confusion_matrix, image_grid
-from crossformerpp.data.classification import TransformedImages
+from crossformerpp.data.classification import LabelledImages, TransformedImages
 from crossformerpp.data.split import Split
 
 NUM_SHOWN = 40  # images in predictions.png
@@ -61,7 +61,7 @@ class ClassificationEvaluation:
         return multiclass_confusion_matrix(self.probabilities, self.labels, len(self.class_names))
 
     def write(self, folder: Path, split: Split) -> list[Path]:
-        """confusion.png, predictions.png (the mistakes first) and predictions.csv."""
+        """confusion.png, predictions.png (the mistakes first), predictions.csv; samples/ of built-in data."""
         assert isinstance(split.dataset, TransformedImages)
         source = split.dataset.source
         confidence, predicted = self.probabilities.max(dim=1)
@@ -95,4 +95,14 @@ class ClassificationEvaluation:
             ],
             folder / "predictions.png",
         )
+        _write_samples(source, self.class_names, folder / "samples")
         return [folder / name for name in ("confusion.png", "predictions.png", "predictions.csv")]
+
+
+def _write_samples(source: LabelledImages, class_names: list[str], folder: Path) -> None:
+    """Of images that are not files, one of each class as a file, for `predict` to try."""
+    for label, name in enumerate(class_names):
+        number = source.labels.index(label) if label in source.labels else None
+        if number is not None and not isinstance(source.images[number], Path):
+            folder.mkdir(exist_ok=True)
+            source.open(number).save(folder / f"{name}.png")

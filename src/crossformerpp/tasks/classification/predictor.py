@@ -1,11 +1,13 @@
 """From one image to its most likely classes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from crossformerpp.analysis.annotate import label_image
 from crossformerpp.recipes.classification import ClassificationRecipe
@@ -41,7 +43,7 @@ class ClassificationPredictor:
             ValueError: The checkpoint is not a classifier's, or its weights do not fit its recipe.
         """
         assert isinstance(saved.recipe, ClassificationRecipe)
-        self.class_names = saved.class_names
+        self.class_names = readable(saved.class_names)
         self.top_k = min(top_k, len(saved.class_names))
         self.device = torch.device(device)
         model = create_model(saved.recipe.model, num_classes=len(saved.class_names))
@@ -55,3 +57,12 @@ class ClassificationPredictor:
         shares, classes = scores.topk(self.top_k)
         names = [self.class_names[number] for number in classes.tolist()]
         return ClassPrediction(list(zip(names, shares.tolist(), strict=True)))
+
+
+def readable(class_names: list[str]) -> list[str]:
+    """ImageNet's numbers of noun synsets (n01440764) in words; other names as they are."""
+    if not all(re.fullmatch(r"n\d{8}", name) for name in class_names):
+        return class_names
+    info = ImageNetInfo("imagenet-22k")
+    known = set(info.label_names())
+    return [info.label_name_to_description(n, detailed=False) if n in known else n for n in class_names]

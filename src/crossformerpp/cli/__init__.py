@@ -1,0 +1,52 @@
+"""The `crossformer` command.
+
+Commands import what they need when they run, so that `--help` and wrong arguments answer at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from crossformerpp.cli.models import convert, models
+from crossformerpp.cli.predict import predict
+from crossformerpp.cli.train import evaluate, train
+
+app = typer.Typer(
+    name="crossformer",
+    help="CrossFormer and CrossFormer++: train, evaluate and predict; convert and list models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command(name="eval")(evaluate)
+app.command()(predict)
+app.command()(models)
+app.command()(convert)
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; what a user can mend is one line on stderr and exit status 2.
+
+    With CROSSFORMER_TRACEBACK set, errors come with their traceback instead.
+    """
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        # typer's own complaints about arguments know how to say themselves
+        say = getattr(error, "format_message", None)
+        if os.environ.get("CROSSFORMER_TRACEBACK") or not (say or isinstance(error, (ValueError, OSError))):
+            raise
+        _fail(say() if say else str(error), USER_ERROR)
+    sys.exit(status or 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"crossformer: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,88 @@
+"""`crossformer models` and `crossformer convert`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crossformerpp.cli.output import say, show_json, show_table
+from crossformerpp.cli.train import AsJson, Overwrite
+
+
+def models(as_json: AsJson = False) -> None:
+    """List the variants with their parameters and multiply-accumulates at 224×224, as measured."""
+    records = [_measure(name) for name in _variants()]
+    if as_json:
+        show_json(records)
+        return
+    show_table(
+        ("name", "params", "MACs at 224", "group sizes G", "intervals I"),
+        [
+            (
+                record["name"],
+                f"{record['params'] / 1e6:.3f}M",
+                f"{record['macs'] / 1e9:.2f}G",
+                ", ".join(map(str, record["group_sizes"])),
+                ", ".join(map(str, record["intervals"])),
+            )
+            for record in records
+        ],
+    )
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A released .pth file.")],
+    destination: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    model: Annotated[str, typer.Option(help="Variant, e.g. crossformer_small.")],
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a released checkpoint to safetensors, without executing anything in it."""
+    from crossformerpp import checkpoints
+
+    report = checkpoints.convert(source, destination, model, overwrite=overwrite)
+    if as_json:
+        show_json(
+            {
+                "model": report.model,
+                "destination": str(report.destination),
+                "tensors": report.num_tensors,
+                "params": report.num_params,
+                "num_classes": report.num_classes,
+                "dropped": list(report.dropped),
+            }
+        )
+        return
+    head = "no head" if report.num_classes is None else f"{report.num_classes} classes"
+    dropped = f"; left out: {', '.join(report.dropped)}" if report.dropped else ""
+    say(f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}{dropped}")
+
+
+def _variants() -> list[str]:
+    import crossformerpp
+
+    return list(crossformerpp.VARIANTS)
+
+
+def _measure(name: str) -> dict[str, Any]:
+    import timm
+    import torch
+
+    from crossformerpp.analysis.complexity import count_complexity
+
+    with torch.device("meta"):
+        model: Any = timm.create_model(name)
+    cost = count_complexity(model, (3, 224, 224))
+    stages = [list(stage.blocks) for stage in model.stages]
+    return {
+        "name": name,
+        "params": cost.params,
+        "macs": cost.macs,
+        "group_sizes": [_one([block.group_size for block in blocks]) for blocks in stages],
+        "intervals": [_one([block.interval for block in blocks]) for blocks in stages],
+    }
+
+
+def _one(values: list[int]) -> int | list[int]:
+    """A stage's value; a list where its blocks differ."""
+    return values[0] if len(set(values)) == 1 else values

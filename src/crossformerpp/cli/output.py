@@ -1,0 +1,43 @@
+"""How commands print: tables for people, or the same as JSON, on stdout; everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def say(message: str) -> None:
+    """A line to people, on stderr."""
+    print(message, file=sys.stderr)
+
+
+def show_json(content: Any) -> None:
+    """The only thing on stdout when --json was said."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table; columns of figures to the right."""
+    rows = list(rows)
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(columns):
+        figures = all(row[number].strip("%kMG").replace(".", "", 1).isdigit() for row in rows)
+        table.add_column(name, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    # a pipe has no width; do not break its lines at 80
+    console.width = console.width if console.is_terminal else 200
+    console.print(table)
+
+
+def show_metrics(metrics: dict[str, Any], title: str) -> None:
+    """A table of an evaluation's flat metrics."""
+    show_table(("metric", "value"), [(name, _figure(value)) for name, value in metrics.items()], title)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

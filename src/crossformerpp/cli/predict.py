@@ -1,0 +1,47 @@
+"""`crossformer predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossformerpp.cli.output import say, show_json, show_table
+from crossformerpp.cli.train import AsJson, Overwrite
+
+
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A run directory or a checkpoint.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for annotated pictures; default: a new ./predictions.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is in images: a table, an annotated picture each, predictions.json."""
+    from crossformerpp import predict as room
+    from crossformerpp.data.writing import fresh_folder
+
+    found = room.find_images(images)
+    predictor = room.load_predictor(checkpoint, device, top_k=top_k)
+    folder = out or fresh_folder(Path("predictions"))
+    results = list(room.predict(predictor, found, folder, overwrite=overwrite))
+    if as_json:
+        show_json([result.to_json() for result in results])
+    else:
+        rows = [
+            (str(result.image) if number == 0 else "", *row)
+            for result in results
+            if result.prediction is not None
+            for number, row in enumerate(result.prediction.rows())
+        ]
+        if rows:
+            show_table(("image", *predictor.columns), rows)
+        say(f"annotated pictures and predictions.json are in {folder}")
+    errors = [result.error for result in results if result.error is not None]
+    for error in errors:
+        say(f"crossformer: {error}")
+    if errors:
+        raise typer.Exit(2)

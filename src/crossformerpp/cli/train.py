@@ -1,0 +1,83 @@
+"""`crossformer train` and `crossformer eval`."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossformerpp.cli.output import say, show_json, show_metrics
+
+Data = Annotated[Path | None, typer.Option("--data", help="Folder of data, put at the recipe's data.root.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value (YAML).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A built-in recipe (digits, folder, …) or a .yaml file.")
+    ] = None,
+    data: Data = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model from a recipe, and evaluate it."""
+    from crossformerpp import engine
+    from crossformerpp.recipes.load import load_recipe
+
+    if (recipe is None) == (resume is None):
+        raise ValueError("name a recipe, or say --resume RUN (which has its recipe)")
+    if resume is not None and (data is not None or overrides or out is not None or overwrite):
+        raise ValueError(
+            "--resume goes on with the run's own recipe; leave out --data, --set, --out, --overwrite"
+        )
+    try:
+        if resume is not None:
+            run, metrics = resume, engine.resume(resume)
+        else:
+            assert recipe is not None
+            page = load_recipe(recipe, overrides or (), data)
+            run = out or Path("runs") / Path(recipe).stem
+            command = f"crossformer {shlex.join(sys.argv[1:])}"
+            metrics = engine.train(page, run, overwrite=overwrite, command=command)
+    except engine.TrainingInterruptedError:
+        folder = resume or run
+        say(f"interrupted; go on with: crossformer train --resume {shlex.quote(str(folder))}")
+        raise typer.Exit(130) from None
+    if as_json:
+        show_json({"run": str(run), **metrics})
+    else:
+        show_metrics(metrics, f"{run}: final evaluation")
+        say(f"the run is in {run}: metrics, pictures, checkpoints, recipe.yaml")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory or a checkpoint.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Other data: a folder as for train, or of class folders.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for metrics.json and pictures; default: a new RUN/eval.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a trained model: table, metrics.json, pictures."""
+    from crossformerpp import engine
+    from crossformerpp.data.writing import claim_folder, fresh_folder
+
+    folder = fresh_folder((run if run.is_dir() else run.parent) / "eval") if out is None else out
+    if out is not None:
+        claim_folder(out, overwrite)
+    metrics = engine.evaluate(run, root=data, out=folder, overrides=overrides or ())
+    if as_json:
+        show_json({"run": str(run), **metrics})
+    else:
+        show_metrics(metrics, str(run))
+        say(f"metrics.json and pictures are in {folder}")

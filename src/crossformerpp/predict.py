@@ -1,0 +1,114 @@
+"""Say what is in images: a checkpoint, some files or folders, a prediction and a picture for each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_size
+from crossformerpp.data.writing import claim_folder, write_json
+from crossformerpp.tasks.plug import Prediction, Predictor, find_task
+from crossformerpp.tasks.saved import open_saved
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One image's result: a prediction and its pictures, or the reason why there is none."""
+
+    image: Path
+    prediction: Prediction | None = None
+    pictures: tuple[Path, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        if self.prediction is None:
+            return {"image": str(self.image), "error": self.error}
+        pictures = [str(path) for path in self.pictures]
+        return {"image": str(self.image), **self.prediction.to_json(), "pictures": pictures}
+
+
+def load_predictor(path: Path, device: str = "auto", **options: Any) -> Predictor:
+    """A predictor for a run directory or a checkpoint.
+
+    Args:
+        device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
+        options: The task's own, e.g. `top_k`.
+
+    Raises:
+        ValueError: There is no such checkpoint, or it cannot be used.
+    """
+    saved = open_saved(path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return find_task(saved.recipe.task).predictor(saved, device=device, **options)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files, and every image in the folders, sorted.
+
+    Raises:
+        ValueError: A folder holds no image.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS)
+            if not inside:
+                raise ValueError(
+                    f"{path}: no images in this folder (looked for {' '.join(IMAGE_EXTENSIONS)})"
+                )
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def predict(
+    predictor: Predictor, images: Sequence[Path], out: Path | None = None, *, overwrite: bool = False
+) -> Iterator[Predicted]:
+    """Predict images one after another; one that cannot be read becomes a result with an `error`.
+
+    Args:
+        out: Where annotated pictures and predictions.json go; None: nowhere.
+
+    Raises:
+        ValueError: `out` holds something and may not be overwritten.
+    """
+    if out is not None:
+        claim_folder(out, overwrite)
+    results: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for path in images:
+        result = _predict_one(predictor, path, out, _unused_stem(path.stem, taken))
+        results.append(result.to_json())
+        yield result
+    if out is not None:
+        write_json(out / "predictions.json", results)
+
+
+def _predict_one(predictor: Predictor, path: Path, out: Path | None, stem: str) -> Predicted:
+    try:
+        image = read_image(path)
+        require_size(image, str(path))
+    except ValueError as error:
+        return Predicted(path, error=str(error))
+    prediction = predictor(image)
+    pictures = []
+    if out is not None:
+        for suffix, picture in prediction.pictures(image).items():
+            pictures.append(out / f"{stem}{suffix}.png")
+            picture.save(pictures[-1])
+    return Predicted(path, prediction, tuple(pictures))
+
+
+def _unused_stem(stem: str, taken: set[str]) -> str:
+    """The stem, numbered if images of several folders share it."""
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name)
+    return name
