@@ -1,0 +1,89 @@
+"""What a detection recipe says beyond the common parts."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from crossformerpp.recipes.schema import BaseRecipe, Section
+
+
+class ScenesSection(Section):
+    """The built-in digit_scenes: how many, how large."""
+
+    train: PositiveInt = 400
+    val: PositiveInt = 100
+    size: int = Field(default=256, ge=64)
+    seed: int = Field(default=0, ge=0)
+
+
+class DetectionData(Section):
+    """Where images and annotations come from, and the size at which the network sees them.
+
+    A folder is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
+    plain one (annotations/instances_train.json, images/train/ or train/) and that of exports
+    (train/_annotations.coco.json). Files of other names are given one by one, relative to the folder.
+    """
+
+    source: Literal["digit_scenes", "folder"] = "folder"
+    root: Path | None = None  # the folder; naming one also replaces the built-in scenes
+    train_annotations: Path | None = None
+    train_images: Path | None = None
+    val_annotations: Path | None = None
+    val_images: Path | None = None
+    scenes: ScenesSection = ScenesSection()
+    short_side: tuple[PositiveInt, ...] = (800,)  # training: one of them at random; evaluation: the last
+    long_side: PositiveInt = 1333  # at most
+    flip: float = Field(default=0.5, ge=0, le=1)
+    color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _root_means_folder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("root") is not None:
+            return {**values, "source": "folder"}
+        return values
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.short_side or max(self.short_side) > self.long_side:
+            raise ValueError(f"short_side {self.short_side} must name sizes up to long_side {self.long_side}")
+        if (self.train_annotations is None) != (self.train_images is None):
+            raise ValueError("give train_annotations and train_images together")
+        if (self.val_annotations is None) != (self.val_images is None):
+            raise ValueError("give val_annotations and val_images together")
+        return self
+
+
+class DetectorSection(Section):
+    """Which of torchvision's detectors, and how wide its parts are; the defaults are the paper's."""
+
+    name: Literal["retinanet", "mask_rcnn"]
+    pyramid_channels: PositiveInt = 256  # of the FPN, and of what runs on it
+    anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)  # in pixels, one per pyramid level
+    box_channels: PositiveInt = 1024  # of Mask R-CNN's two box layers
+    mask_channels: PositiveInt = 256  # of Mask R-CNN's mask head
+    mask_layers: PositiveInt = 4
+    train_proposals: PositiveInt = 2000  # boxes per image that Mask R-CNN's first stage passes on in training,
+    train_samples: PositiveInt = 512  # and how many of them the second learns from
+    min_score: float = Field(default=0.05, ge=0, lt=1)
+    nms_iou: float = Field(default=0.5, gt=0, le=1)
+    max_detections: PositiveInt = 100  # per image
+
+    @model_validator(mode="after")
+    def _has_five_levels(self) -> Self:
+        if len(self.anchor_sizes) != 5:
+            raise ValueError(
+                f"anchor_sizes {self.anchor_sizes}: the pyramid has 5 levels, give a size for each"
+            )
+        return self
+
+
+class DetectionRecipe(BaseRecipe):
+    """Object detection and instance segmentation (paper Sec. 5.2)."""
+
+    task: Literal["detection"]
+    data: DetectionData
+    detector: DetectorSection

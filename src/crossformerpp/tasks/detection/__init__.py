@@ -1,0 +1,76 @@
+"""Object detection and instance segmentation: the socket of `tasks.plug`. Only `module` needs the trainer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from crossformerpp.data.coco import CocoSet, find_split, open_coco
+from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
+from crossformerpp.data.scenes import default_folder, write_digit_scenes
+from crossformerpp.data.split import Split, Which
+from crossformerpp.recipes.detection import DetectionData, DetectionRecipe
+from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.plug import Predictor
+from crossformerpp.tasks.saved import SavedRun
+
+if TYPE_CHECKING:
+    from crossformerpp.tasks.module import TaskModule
+
+
+class Detection:
+    """Boxes, classes and masks of the objects in an image."""
+
+    def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
+        assert isinstance(recipe, DetectionRecipe)
+        with_masks = recipe.detector.name == "mask_rcnn"
+        data = recipe.data
+        half: Literal["train", "val"] = "train" if which == "train" else "val"
+        coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
+        if which != "train":
+            return Split(EvalImages(coco, with_masks), coco.class_names, collate)
+        coco = _wide_enough(coco, data.long_side)
+        transform = train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
+        groups = aspect_groups(coco.images)
+        return Split(TrainImages(coco, transform, with_masks), coco.class_names, collate, groups)
+
+    def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
+        from crossformerpp.tasks.detection.model import build_detector, start_from
+        from crossformerpp.tasks.detection.module import DetectionModule
+
+        assert isinstance(recipe, DetectionRecipe)
+        model = build_detector(recipe.model, recipe.detector, recipe.data, len(class_names))
+        if recipe.model.checkpoint is not None:
+            start_from(model, recipe.model.checkpoint)
+        return DetectionModule(model, recipe, class_names)
+
+    def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
+        from crossformerpp.tasks.detection.predictor import DetectionPredictor
+
+        return DetectionPredictor(saved, **options)
+
+
+def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path, Path]:
+    """Annotation file and image folder of a split.
+
+    Raises:
+        ValueError: The recipe names no data, or they are not where it says.
+    """
+    if data.source == "digit_scenes":
+        sizes = data.scenes.train, data.scenes.val, data.scenes.size, data.scenes.seed
+        return find_split(write_digit_scenes(default_folder(*sizes), *sizes), half)
+    annotations, images = (
+        (data.train_annotations, data.train_images)
+        if half == "train"
+        else (data.val_annotations, data.val_images)
+    )
+    if annotations is not None and images is not None:
+        root = data.root or Path()
+        return root / annotations, root / images
+    if data.root is None:
+        raise ValueError("this recipe trains on a folder in COCO's format: say --data FOLDER")
+    return find_split(data.root, half)
+
+
+def _wide_enough(coco: CocoSet, long_side: int) -> CocoSet:
+    """Without images so thin that nothing is left of them when their long side fits."""
+    kept = [i for i in coco.images if min(i.width, i.height) * long_side >= max(i.width, i.height)]
+    return CocoSet(kept, coco.class_names, coco.category_ids, coco.problems)

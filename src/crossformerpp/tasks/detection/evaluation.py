@@ -1,0 +1,221 @@
+"""COCO's average precision of boxes and masks, by faster-coco-eval.
+
+A record is what is known of one image, as plain data that processes can exchange: its `truth` (see
+`data.detection.truth`) and what was `found`: dictionaries of `label`, `bbox` [x, y, width, height] in pixels,
+`score` and for masks `segmentation` (compressed RLE).
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from crossformerpp.analysis.objects import DrawnObject, contact_sheet, draw_objects
+from crossformerpp.data.detection import EvalImages, open_image
+from crossformerpp.data.masks import decode, encode_mask
+from crossformerpp.data.split import Split
+from crossformerpp.data.writing import write_json
+
+Record = dict[str, Any]
+Kind = Literal["box", "mask"]
+_NUM_SHOWN = 12  # images in predictions.png
+_SIZES = ("small", "medium", "large")
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """COCO's summary over all classes (`AP`, `AP50`, `AP75`, `AP_small`, …), and per class (AP, AP50).
+
+    What has no true object (no large ones, say) has no precision and is left out or NaN.
+    """
+
+    summary: dict[str, float]
+    per_class: list[tuple[float, float]]
+
+
+def average_precision(records: Sequence[Record], class_names: Sequence[str], kind: Kind) -> AveragePrecision:
+    """Compare what was found with the truth.
+
+    Raises:
+        ValueError: faster-coco-eval is not installed.
+    """
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise ValueError(
+            "evaluating needs faster-coco-eval: pip install 'crossformerpp[detection]'"
+        ) from None
+    truth, results = coco_page(records, class_names), coco_results(records, kind)
+    known = COCO(truth)
+    judge = COCOeval_faster(known, known.loadRes(results), {"box": "bbox", "mask": "segm"}[kind])
+    judge.evaluate()
+    judge.accumulate()
+    # IoU thresholds 0.5, 0.55, …; recall; class; all, small, medium, large; 1, 10 or 100 detections
+    precision = np.asarray(judge.eval["precision"])[..., -1]
+    summary = {
+        "AP": _mean(precision[..., 0]),
+        "AP50": _mean(precision[0, ..., 0]),
+        "AP75": _mean(precision[5, ..., 0]),
+        **{f"AP_{size}": _mean(precision[..., number]) for number, size in enumerate(_SIZES, start=1)},
+    }
+    per_class = [
+        (_mean(precision[:, :, label, 0]), _mean(precision[0, :, label, 0]))
+        for label in range(len(class_names))
+    ]
+    return AveragePrecision({name: ap for name, ap in summary.items() if not np.isnan(ap)}, per_class)
+
+
+def coco_page(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Any]:
+    """The truth as an annotation file in COCO's format would hold it; categories are labels."""
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        for thing in record["truth"]["objects"]:
+            described = {key: value for key, value in thing.items() if key != "label"}
+            described |= {"id": len(annotations) + 1, "image_id": record["truth"]["image_id"]}
+            annotations.append(described | {"category_id": thing["label"]})
+    return {
+        "images": [
+            {"id": r["truth"]["image_id"], "height": r["truth"]["height"], "width": r["truth"]["width"]}
+            for r in records
+        ],
+        "annotations": annotations,
+        "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
+    }
+
+
+def coco_results(
+    records: Sequence[Record], kind: Kind, category_ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """What was found in COCO's results format, with labels or the data's own category ids.
+
+    Boxes go without their masks: an evaluation of boxes sorts detections into sizes by the box's area.
+    """
+    return [
+        {
+            "image_id": record["truth"]["image_id"],
+            "category_id": thing["label"] if category_ids is None else category_ids[thing["label"]],
+            "score": thing["score"],
+            **({"segmentation": thing["segmentation"]} if kind == "mask" else {"bbox": thing["bbox"]}),
+        }
+        for record in records
+        for thing in record["found"]
+    ]
+
+
+def describe(found: dict[str, Tensor], height: int, width: int) -> list[dict[str, Any]]:
+    """A detector's output for one image of `height` × `width` pixels as plain data, best first."""
+    found = {name: value.detach().float().cpu() for name, value in found.items()}
+    boxes = found["boxes"]
+    corners_to_size = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
+    things: list[dict[str, Any]] = [
+        {"label": int(label), "bbox": box, "score": score}
+        for label, box, score in zip(
+            found["labels"].tolist(), corners_to_size.tolist(), found["scores"].tolist(), strict=True
+        )
+    ]
+    if "masks" in found:
+        for thing, mask, box in zip(things, found["masks"], boxes, strict=True):
+            thing["segmentation"] = encode_mask(paste_mask(mask, box, height, width))
+    return things
+
+
+def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> np.ndarray:
+    """A predicted mask (28 × 28, shares) at its place in the image -> H × W bytes of 0 and 1.
+
+    One at a time: a hundred masks of a large panorama would not fit in memory.
+    """
+    pasted = paste_masks_in_image(mask[None, None], box[None], (height, width))
+    return (pasted[0, 0] >= 0.5).numpy().astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class DetectionEvaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: `box_AP`, `box_AP50`, …, `mask_AP`, …, and the number of images and objects.
+        per_class: For boxes, and for masks if there are any.
+        records: One per image; empty in all processes but the first.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[Kind, list[tuple[float, float]]]
+    class_names: list[str]
+    records: list[Record]
+
+    @classmethod
+    def of(
+        cls, records: list[Record], class_names: list[str], kinds: Sequence[Kind]
+    ) -> "DetectionEvaluation":
+        """Judge records, each image once, however often it was seen."""
+        records = list({record["truth"]["image_id"]: record for record in records}.values())
+        metrics: dict[str, float] = {}
+        per_class: dict[Kind, list[tuple[float, float]]] = {}
+        for kind in kinds:
+            result = average_precision(records, class_names, kind)
+            metrics |= {f"{kind}_{name}": value for name, value in result.summary.items()}
+            per_class[kind] = result.per_class
+        metrics["images"] = len(records)
+        metrics["objects"] = sum(
+            not thing["iscrowd"] for record in records for thing in record["truth"]["objects"]
+        )
+        return cls(metrics, per_class, class_names, records)
+
+    def write(self, folder: Path, split: Split) -> list[Path]:
+        """per_class.csv, detections.json (COCO's results format) and predictions.png."""
+        assert isinstance(split.dataset, EvalImages)
+        written = [folder / name for name in ("per_class.csv", "detections.json", "predictions.png")]
+        with written[0].open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(
+                ["class", *(f"{kind}_{name}" for kind in self.per_class for name in ("AP", "AP50"))]
+            )
+            for label, name in enumerate(self.class_names):
+                pairs = [rows[label] for rows in self.per_class.values()]
+                table.writerow(
+                    [name, *("" if np.isnan(ap) else f"{ap:.4f}" for pair in pairs for ap in pair)]
+                )
+        coco = split.dataset.coco
+        results = coco_results(self.records, "box", coco.category_ids)
+        if "mask" in self.per_class:
+            masks = coco_results(self.records, "mask", coco.category_ids)
+            results = [box | mask for box, mask in zip(results, masks, strict=True)]
+        write_json(written[1], results)
+        by_id = {record["truth"]["image_id"]: record for record in self.records}
+        shown = coco.images[:: max(1, len(coco.images) // _NUM_SHOWN)][:_NUM_SHOWN]
+        pictures = [
+            draw_objects(open_image(entry), drawn_objects(by_id[entry.id]["found"], self.class_names))
+            for entry in shown
+        ]
+        contact_sheet(pictures).save(written[2])
+        return written
+
+
+def drawn_objects(
+    found: Sequence[dict[str, Any]], class_names: Sequence[str], least: float = 0.5
+) -> list[DrawnObject]:
+    """What to draw of an image's detections: those of a score of at least `least`, worst first."""
+    return [
+        DrawnObject(
+            (x, y, x + width, y + height),
+            class_names[thing["label"]],
+            thing["label"],
+            thing["score"],
+            decode(thing["segmentation"]) if "segmentation" in thing else None,
+        )
+        for thing in reversed(found)
+        for x, y, width, height in (thing["bbox"],)
+        if thing["score"] >= least
+    ]
+
+
+def _mean(precision: np.ndarray) -> float:
+    """COCO's −1 says that a class has no object of that size."""
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else float("nan")

@@ -1,0 +1,51 @@
+"""Losses and exact average precision of a detector in training (paper Sec. 5.2)."""
+
+from typing import Any, ClassVar
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from crossformerpp.recipes.detection import DetectionRecipe
+from crossformerpp.tasks.detection.evaluation import DetectionEvaluation, Kind, Record, describe
+from crossformerpp.tasks.module import TaskModule
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]  # images 3 × H × W bytes; targets, or truths
+
+
+class DetectionModule(TaskModule):
+    """torchvision's losses, unweighted; the best checkpoint is that of the highest box AP."""
+
+    monitor: ClassVar[str] = "box_AP"
+
+    def __init__(self, model: nn.Module, recipe: DetectionRecipe, class_names: list[str]) -> None:
+        super().__init__(model, recipe, class_names)
+        self.kinds: tuple[Kind, ...] = ("box",) if recipe.detector.name == "retinanet" else ("box", "mask")
+        self.records: list[Record] = []
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        images, targets = batch
+        parts = self.model(images, targets)
+        return {"loss": sum(parts.values()), **{name.removeprefix("loss_"): parts[name] for name in parts}}
+
+    def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
+        images, truths = batch
+        for found, truth in zip(model(images), truths, strict=True):
+            described = describe(found, truth["height"], truth["width"])
+            self.records.append({"truth": truth, "found": described})
+
+    def evaluation(self) -> DetectionEvaluation:
+        """The first process judges everybody's records; all learn the figures."""
+        records, self.records = self.records, []
+        if not (dist.is_available() and dist.is_initialized()):
+            return DetectionEvaluation.of(records, self.class_names, self.kinds)
+        is_first = dist.get_rank() == 0
+        gathered: list[Any] | None = [None] * dist.get_world_size() if is_first else None
+        dist.gather_object(records, gathered)
+        judged: DetectionEvaluation | None = None
+        if gathered is not None:
+            everybodys = [record for part in gathered for record in part]
+            judged = DetectionEvaluation.of(everybodys, self.class_names, self.kinds)
+        told = [(judged.metrics, judged.per_class) if judged is not None else None]
+        dist.broadcast_object_list(told)
+        assert told[0] is not None
+        return judged or DetectionEvaluation(*told[0], self.class_names, [])
