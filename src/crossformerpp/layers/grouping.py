@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -127,8 +127,8 @@ class SamePart:
 class PaddedGrouping:
     """The literal definition: rows in map order, padded for attention, the padded keys masked.
 
-    For graphs whose H and W are symbols, where the parts of a map cannot be told apart. The number of regions is
-    written `(H + R − 1) // R` and the padded side as its multiple: with `-H % R` an export takes minutes.
+    For graphs whose H and W are symbols, where the parts of a map cannot be told apart. It is written with gathers:
+    padding and cropping by symbolic amounts would restrict the sizes that an exported graph takes.
     """
 
     batch: int
@@ -146,38 +146,43 @@ class PaddedGrouping:
         B, H, W, G = self.batch, self.height, self.width, self.group_size
         if min(H, W) <= G:
             return [Groups(rows.view(B, H * W, -1), H, W)]
-        x = self._group(rows.view(B, H, W, -1))
-        is_real = self._group(torch.ones_like(rows[:, :1], dtype=torch.bool).view(B, H, W, 1))
-        return [Groups(x, G, G, is_real.view(-1, 1, 1, G * G))]
+        y, x = self._positions(H, rows.device), self._positions(W, rows.device)
+        y, x = y[:, None, :, None, :, None], x[None, :, None, :, None, :]  # n m I I G G
+        nearest = y.clamp(max=H - 1) * W + x.clamp(max=W - 1)
+        is_real = ((y < H) & (x < W)).expand(B, *nearest.shape).reshape(-1, 1, 1, G * G)
+        tokens = rows.view(B, H * W, -1).index_select(1, nearest.flatten())
+        return [Groups(tokens.reshape(-1, G * G, rows.shape[-1]), G, G, is_real)]
 
     def join(self, groups: Sequence[Tensor]) -> Tensor:
         """B·S G·G C -> T C."""
         B, H, W, G, interval = self.batch, self.height, self.width, self.group_size, self.interval
-        (x,) = groups
+        (tokens,) = groups
+        C = tokens.shape[-1]
         if min(H, W) > G:
-            n, m = self._regions
-            x = x.view(B, n, m, interval, interval, G, G, -1).permute(
-                0, 1, 5, 3, 2, 6, 4, 7
-            )  # B n G I m G I C
-            x = x.reshape(B, n * G * interval, m * G * interval, -1)[:, :H, :W]
-        return x.reshape(B * H * W, -1)
+            ny, oy, gy = self._places(torch.arange(H, device=tokens.device)[:, None])
+            nx, ox, gx = self._places(torch.arange(W, device=tokens.device))
+            group = (ny * self._regions(W) + nx) * interval * interval + oy * interval + ox
+            tokens = tokens.reshape(B, -1, C).index_select(1, (group * G * G + gy * G + gx).flatten())
+        return tokens.reshape(B * H * W, C)
 
     def per_row(self, per_image: Tensor) -> Tensor:
         """A value per image, (B,) -> the value of every row's image, (T, 1)."""
         return per_image.repeat_interleave(self.height * self.width)[:, None]
 
-    @property
-    def _regions(self) -> tuple[int, int]:
+    def _regions(self, length: int) -> int:
         region = self.group_size * self.interval
-        return (self.height + region - 1) // region, (self.width + region - 1) // region
+        return (length + region - 1) // region
 
-    def _group(self, x: Tensor) -> Tensor:
-        """B H W C -> B·S G·G C."""
-        G, interval = self.group_size, self.interval
-        n, m = self._regions
-        x = F.pad(x, (0, 0, 0, m * G * interval - self.width, 0, n * G * interval - self.height))
-        x = x.view(self.batch, n, G, interval, m, G, interval, -1).permute(0, 1, 4, 3, 6, 2, 5, 7)
-        return x.reshape(self.batch * n * m * interval * interval, G * G, -1)  # <- B n m I I G G C
+    def _positions(self, length: int, device: torch.device) -> Tensor:
+        """The position along an axis of every member of every group, (regions, I, G)."""
+        region = self.group_size * self.interval
+        positions = torch.arange(self._regions(length) * region, device=device)
+        return positions.view(-1, self.group_size, self.interval).transpose(1, 2)
+
+    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Region, offset within the interval and number within the group of positions along an axis."""
+        region = self.group_size * self.interval
+        return positions // region, positions % self.interval, positions % region // self.interval
 
 
 AnyGrouping = Grouping | PaddedGrouping | SamePart
@@ -244,38 +249,39 @@ def _axis(length: int, group_size: int, interval: int) -> list[tuple[list[int], 
 
 
 @lru_cache(maxsize=512)
-def _partition(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[Part, ...], Tensor]:
+def _partition(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[Part, ...], np.ndarray]:
     """The parts of a map, and the map position (row-major) of its tokens part after part, (L,)."""
     if min(height, width) <= group_size:
-        return (Part(1, height, width),), torch.arange(height * width)
-    positions: dict[tuple[int, int], list[Tensor]] = {}
+        return (Part(1, height, width),), np.arange(height * width)
+    positions: dict[tuple[int, int], list[np.ndarray]] = {}
     for tops, gh in _axis(height, group_size, interval):
         for lefts, gw in _axis(width, group_size, interval):
-            y = torch.tensor(tops)[:, None, None, None] + interval * torch.arange(gh)[:, None]
-            x = torch.tensor(lefts)[:, None, None] + interval * torch.arange(gw)
+            y = np.array(tops)[:, None, None, None] + interval * np.arange(gh)[:, None]
+            x = np.array(lefts)[:, None, None] + interval * np.arange(gw)
             positions.setdefault((gh, gw), []).append((y * width + x).reshape(-1, gh * gw))
-    groups = {size: torch.cat(found) for size, found in positions.items()}
+    groups = {size: np.concatenate(found) for size, found in positions.items()}
     parts = tuple(Part(len(found), *size) for size, found in groups.items())
-    return parts, torch.cat([found.flatten() for found in groups.values()])
+    return parts, np.concatenate([found.ravel() for found in groups.values()])
 
 
 @torch.compiler.assume_constant_result
-def _parts(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[int, int, int], ...]:
-    with torch.inference_mode(False):
-        return tuple(tuple(part) for part in _partition(height, width, group_size, interval)[0])
+def _parts(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(part) for part in _partition(height, width, group_size, interval)[0])
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.allow_in_graph
 def _rows_of_order(
     source: tuple[int, int, int, int], target: tuple[int, int, int, int], device: torch.device
 ) -> Tensor:
-    """`before`, `tokens` and `local` (see `_regroup_index`) in the source of the tokens in the target's order."""
-    with torch.inference_mode(False):
-        (parts, order), (_, wanted) = _partition(*source), _partition(*target)
-        tokens = torch.tensor([part.tokens for part in parts])
-        before = tokens.cumsum(0) - tokens
-        rows = torch.empty(3, len(order), dtype=torch.long)
-        rows[0, order] = before.repeat_interleave(tokens)
-        rows[1, order] = tokens.repeat_interleave(tokens)
-        rows[2, order] = torch.arange(len(order)) - before.repeat_interleave(tokens)
-        return rows[:, wanted].to(device)
+    """`before`, `tokens` and `local` (see `_regroup_index`) in the source of the tokens in the target's order.
+
+    A compiler takes the result as a constant: the work is numpy's, which it does not look into.
+    """
+    (parts, order), (_, wanted) = _partition(*source), _partition(*target)
+    tokens = np.array([part.tokens for part in parts])
+    before = tokens.cumsum() - tokens
+    rows = np.empty((3, len(order)), dtype=np.int64)
+    rows[0, order] = before.repeat(tokens)
+    rows[1, order] = tokens.repeat(tokens)
+    rows[2, order] = np.arange(len(order)) - before.repeat(tokens)
+    return torch.from_numpy(rows[:, wanted]).to(device)

@@ -10,7 +10,8 @@ table of the (2gh−1)·(2gw−1) offsets that occur: O(G²) evaluations in plac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,7 @@ class DynamicPositionBias(nn.Module):
 
     def __init__(self, hidden_dim: int, num_heads: int, residual: bool = False) -> None:
         super().__init__()
+        self.num_heads = num_heads
         self.residual = residual
         self.embed = nn.Linear(2, hidden_dim)
         self.layers = nn.ModuleList(
@@ -94,22 +96,17 @@ class DynamicPositionBias(nn.Module):
         y = torch.arange(1 - height, height, device=device, dtype=torch.float32)
         x = torch.arange(1 - width, width, device=device, dtype=torch.float32)
         offsets = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
-        with torch.autocast(device.type, enabled=False):
+        with _without_autocast(device):
             hidden = F.linear(offsets, self.embed.weight.float(), self.embed.bias.float())
-            for i, (norm, act, linear) in enumerate(self.layers):  # type: ignore[misc]
-                out = act(
-                    F.layer_norm(
-                        hidden, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
-                    )
-                )
-                out = F.linear(out, linear.weight.float(), linear.bias.float())
+            for i, layer in enumerate(self.layers):
+                out = _norm_relu_linear(hidden, *cast(nn.Sequential, layer))
                 hidden = hidden + out if self.residual and i < 2 else out
         return hidden.t().view(-1, 2 * height - 1, 2 * width - 1)
 
     def fold(self, height: int, width: int) -> RelativePositionBias:
         """A fixed relative position bias with this module's values: identical for groups up to `height`×`width`."""
         with torch.no_grad():
-            folded = RelativePositionBias((height, width), self.layers[-1][-1].out_features)
+            folded = RelativePositionBias((height, width), self.num_heads)
             folded.table.copy_(self.table(height, width))
             return folded.to(self.embed.weight.device, self.embed.weight.dtype)
 
@@ -165,6 +162,16 @@ class RelativePositionBias(nn.Module):
                 )
         table = self.table.to(dtype or self.table.dtype)
         return [bias_from_table(table, *size) for size in sizes]
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def _norm_relu_linear(x: Tensor, norm: nn.LayerNorm, act: nn.ReLU, linear: nn.Linear) -> Tensor:
+    """One layer of the MLP in float32, whatever the weights' precision."""
+    x = F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+    return F.linear(act(x), linear.weight.float(), linear.bias.float())
 
 
 # Sizes whose biases are remembered: a map that does not divide has up to nine, some more for a second input size.

@@ -6,14 +6,15 @@ Maps are B H W C inside the model and B C H W at its border.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint, named_apply
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from crossformerpp.layers.attention import GroupAttention, Mlp
 from crossformerpp.layers.cooling import AmplitudeCoolingLayer, is_cooled
@@ -122,7 +123,7 @@ def _add(x: Tensor, branch: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _sizes_are_symbols(height: int, width: int) -> bool:
-    return isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
+    return torch.compiler.is_compiling() and not (has_static_value(height) and has_static_value(width))
 
 
 class CrossFormerStage(nn.Module):
@@ -140,7 +141,7 @@ class CrossFormerStage(nn.Module):
         order: Grouping | PaddedGrouping
         order = in_map_order = map_order(B, H, W)
         x = x.reshape(B * H * W, C)
-        for block in self.blocks:
+        for block in cast("list[CrossFormerBlock]", self.blocks):
             grouping = block.grouping(B, H, W)
             x = regroup(x, order, grouping)
             if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -164,7 +165,7 @@ class CrossFormer(nn.Module):
         embed_dim: D1, doubled from stage to stage.
         depths: Blocks per stage.
         num_heads: Heads per stage.
-        group_sizes: G per stage, or per block of a stage (a sequence in a stage's place). It changes no weight.
+        group_sizes: G per stage, or per block of a stage (a sequence in its place). It changes no weight.
         intervals: I per stage or block, used by LDA. It changes no weight.
         kernel_sizes: Kernels of each stage's CEL.
         allocation: How a CEL shares its channels out among kernels.
@@ -242,19 +243,19 @@ class CrossFormer(nn.Module):
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.num_features = self.head_hidden_size = dim_in
-        self.norm = nn.LayerNorm(dim_in)
+        self.norm: nn.Module = nn.LayerNorm(dim_in)
         self.head = ClassifierHead(
             dim_in, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
         )
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Linear: truncated normal of std 0.02, bias 0; LayerNorm 1, 0; convolutions keep PyTorch's default."""
+        """Linear: truncated normal, std 0.02, bias 0; LayerNorm 1, 0; convolutions: PyTorch's default."""
         named_apply(_init_weights, self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay besides norms and biases (which timm leaves out by shape)."""
+        """Parameters without weight decay besides norms and biases, which timm knows by their shape."""
         return set()
 
     @torch.jit.ignore
@@ -274,7 +275,7 @@ class CrossFormer(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass in place of storing their activations."""
-        for stage in self.stages:
+        for stage in cast("list[CrossFormerStage]", self.stages):
             stage.grad_checkpointing = enable
 
     @torch.jit.ignore
