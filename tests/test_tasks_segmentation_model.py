@@ -9,11 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crossformerpp.analysis.complexity import count_complexity
+from crossformerpp.data.mask_files import default_colors
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.saved import KEY, pack
-from crossformerpp.tasks.segmentation.model import Segmenter, default_colors
+from crossformerpp.tasks.segmentation.model import Segmenter
 from crossformerpp.tasks.segmentation.table import PAPER, SIZE, PaperRow, build_meta, model_rows
 
 HEADS = ("semantic_fpn", "upernet")

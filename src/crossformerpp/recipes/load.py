@@ -11,9 +11,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from crossformerpp.recipes.classification import ClassificationRecipe
+from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.recipes.segmentation import SegmentationRecipe
 
-RECIPES: dict[str, type[BaseRecipe]] = {"classification": ClassificationRecipe}  # by their `task`
+RECIPES: dict[str, type[BaseRecipe]] = {  # by their `task`
+    "classification": ClassificationRecipe,
+    "detection": DetectionRecipe,
+    "segmentation": SegmentationRecipe,
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,7 +150,8 @@ def _describe(problem: Mapping[str, Any], recipe: type[BaseRecipe]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
     shown = "" if isinstance(given, dict) else f" (given: {given!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    where = f"{key}: " if key else ""
+    return f"{where}{message[0].lower()}{message[1:]}{shown}"
 
 
 def _keys_at(recipe: type[BaseModel], path: list[str]) -> list[str]:

@@ -70,6 +70,7 @@ class InferenceSection(Section):
     stride: PositiveInt = 340  # and from one to the next
     scales: list[PositiveFloat] = Field(default=[1.0], min_length=1)
     flip: bool = False  # also look at the mirror image
+    probabilities: list[str] = Field(default_factory=list)  # classes of which predicting keeps them; [all]
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

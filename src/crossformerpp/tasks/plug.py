@@ -75,4 +75,12 @@ def find_task(name: str) -> Task:
         from crossformerpp.tasks.classification import Classification
 
         return Classification()
+    if name == "detection":
+        from crossformerpp.tasks.detection import Detection
+
+        return Detection()
+    if name == "segmentation":
+        from crossformerpp.tasks.segmentation import Segmentation
+
+        return Segmentation()
     raise AssertionError(f"recipe of task {name!r} has no plug")

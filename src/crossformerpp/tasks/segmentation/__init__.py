@@ -1,1 +1,100 @@
-"""Semantic segmentation."""
+"""Semantic segmentation: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from crossformerpp.data import ade20k
+from crossformerpp.data.crops import CropView, TrainCrops, WholeImages
+from crossformerpp.data.mask_files import Color, default_colors, read_palette
+from crossformerpp.data.scenes import default_folder, write_digit_scenes
+from crossformerpp.data.segmentation import MaskedImages, is_ade20k, open_ade20k, open_folder
+from crossformerpp.data.split import Split, Which
+from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.recipes.segmentation import SegmentationData, SegmentationRecipe
+from crossformerpp.tasks.plug import Predictor
+from crossformerpp.tasks.saved import SavedRun
+from crossformerpp.tasks.segmentation.model import Segmenter
+
+if TYPE_CHECKING:
+    from crossformerpp.tasks.module import TaskModule
+
+
+class Segmentation:
+    """A class per pixel."""
+
+    def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
+        assert isinstance(recipe, SegmentationRecipe)
+        source = open_masks(recipe, which, class_names)
+        if which != "train":
+            return Split(WholeImages(source), source.class_names, collate=list)
+        data, augment = recipe.data, recipe.augment
+        view = CropView(
+            size=augment.crop,
+            short_side=augment.short_side,
+            scale=augment.scale,
+            max_class_share=augment.max_class_share,
+            flip=augment.flip,
+            photometric=augment.photometric,
+            mean=data.mean,
+            std=data.std,
+        )
+        return Split(TrainCrops(source, view), source.class_names)
+
+    def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
+        from crossformerpp.tasks.segmentation.module import SegmentationModule
+
+        assert isinstance(recipe, SegmentationRecipe)
+        model = Segmenter(recipe.model, recipe.head, class_colors(recipe.data, class_names))
+        checkpoint = recipe.model.checkpoint
+        if checkpoint is not None:
+            fresh = model.start_from(checkpoint)
+            if fresh:
+                warnings.warn(
+                    f"{checkpoint} knows other classes than the {len(class_names)} here: "
+                    f"{len(fresh)} tensors of its classifiers are left out",
+                    stacklevel=2,
+                )
+        return SegmentationModule(model, recipe, class_names)
+
+    def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
+        from crossformerpp.tasks.segmentation.predictor import SegmentationPredictor
+
+        return SegmentationPredictor(saved, **options)
+
+
+def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] | None) -> MaskedImages:
+    """The masked images of one split.
+
+    Raises:
+        ValueError: The recipe wants a folder and names none, the folder cannot be used, or its classes are
+            not those of the model.
+    """
+    data, root = recipe.data, recipe.data.root
+    if data.source == "digit_scenes":
+        scenes = data.scenes
+        size = (scenes.train, scenes.val, scenes.size, scenes.seed)
+        root = write_digit_scenes(root or default_folder(*size), *size)
+    if root is None:
+        raise ValueError("this recipe trains on a folder of images and masks: say --data FOLDER")
+    if data.source == "ade20k" or (class_names == ade20k.NAMES and is_ade20k(root)):
+        return open_ade20k(root, which)
+    return open_folder(
+        root,
+        which,
+        class_names=data.class_names,
+        palette=data.palette,
+        ignore_value=data.ignore_label,
+        val_fraction=data.val_fraction,
+        seed=recipe.trainer.seed,
+        trained=class_names,
+    )
+
+
+def class_colors(data: SegmentationData, class_names: list[str]) -> list[Color]:
+    """In which pictures show the classes."""
+    if data.source == "ade20k":
+        return ade20k.COLORS
+    # where a trained model is only used, its palette file may be gone; the weights know the colours
+    if data.palette is not None and data.palette.is_file():
+        return read_palette(data.palette).colors
+    return default_colors(len(class_names))

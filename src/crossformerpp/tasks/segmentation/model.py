@@ -3,12 +3,14 @@
 Legend: B batch, K classes, H W image.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from crossformerpp.data.mask_files import Color
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
 from crossformerpp.tasks.pyramid import Pyramid
@@ -29,7 +31,7 @@ class Segmenter(nn.Module):
 
     colors: Tensor
 
-    def __init__(self, model: ModelSection, head: HeadSection, colors: Tensor) -> None:
+    def __init__(self, model: ModelSection, head: HeadSection, colors: Sequence[Color]) -> None:
         super().__init__()
         num_classes = len(colors)
         self.backbone = Pyramid(model)
@@ -45,7 +47,7 @@ class Segmenter(nn.Module):
         self.auxiliary: FCNHead | None = None
         if self.auxiliary_weight:
             self.auxiliary = FCNHead(channels[_STRIDE_16], num_classes, head.auxiliary_channels, head.dropout)
-        self.register_buffer("colors", colors)
+        self.register_buffer("colors", torch.tensor(colors, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.decoder(self.backbone(x)))
@@ -77,13 +79,3 @@ class Segmenter(nn.Module):
         weights["colors"] = self.colors
         kept = {k: v for k, v in weights.items() if self.auxiliary or not k.startswith("auxiliary.")}
         return load_weights(self, kept, path, may_differ=("classifier.1.", "auxiliary."))
-
-
-def default_colors(num_classes: int) -> Tensor:
-    """(K, 3) bytes: the colours of the Pascal VOC palette, bit by bit from the label; label 0 is black."""
-    colors = torch.zeros(num_classes, 3, dtype=torch.uint8)
-    for label in range(num_classes):
-        for bit in range(8):
-            for channel in range(3):
-                colors[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colors

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 
 from crossformerpp.analysis.complexity import count_complexity
+from crossformerpp.data import ade20k
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
-from crossformerpp.tasks.segmentation.model import Segmenter, default_colors
+from crossformerpp.tasks.segmentation.model import Segmenter
 
 SIZE = 1024  # side of the image that Table V counts with
-NUM_CLASSES = 150
 Groups = tuple[tuple[int, ...], tuple[int, ...]]  # G and I of the four stages
 
 WIDE: Groups = ((14, 14, 7, 7), (16, 8, 2, 1))
@@ -104,4 +104,4 @@ def build_meta(row: PaperRow) -> Segmenter:
     group_sizes, intervals = row.groups
     section = ModelSection(name=row.name, options={"group_sizes": group_sizes, "intervals": intervals})
     with torch.device("meta"):
-        return Segmenter(section, HeadSection(name=row.decoder), default_colors(NUM_CLASSES))
+        return Segmenter(section, HeadSection(name=row.decoder), ade20k.COLORS)

@@ -1,0 +1,231 @@
+"""Images with label masks: ADE20K, digit_scenes, or any folder of images and masks.
+
+Layouts, where a mask has its image's name but its extension:
+
+    ADE20K   images/{training,validation}/*.jpg    annotations/{training,validation}/*.png
+    others   images/{train,val}/*                  masks/{train,val}/*
+    or       images/*                              masks/*          (split by `val_fraction`)
+
+Folders below these are searched too. `classes.txt` beside them names the labels, one a line, from label 0 on.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from crossformerpp.data import ade20k
+from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image
+from crossformerpp.data.mask_files import (
+    MASK_EXTENSIONS,
+    MAX_CLASSES,
+    Color,
+    MaskCode,
+    default_colors,
+    read_palette,
+)
+from crossformerpp.data.split import Which
+
+_ADE_SPLITS = {"train": "training", "val": "validation", "test": "validation"}
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Images and their masks, not yet opened.
+
+    Attributes:
+        names: What to call each sample: its path below the folder of images.
+        colors: In which pictures show the classes.
+        without_mask: Images that have none, and are left out.
+        without_image: Masks that have none.
+    """
+
+    images: list[Path]
+    masks: list[Path]
+    names: list[str]
+    class_names: list[str]
+    colors: list[Color]
+    code: MaskCode
+    without_mask: list[Path]
+    without_image: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """The RGB image and its labels, H × W of int16.
+
+        Raises:
+            ValueError: One is unreadable, or they do not fit; names the file and what is wrong.
+        """
+        image = read_image(self.images[index])
+        return image, self.code.read(self.masks[index], image.size)
+
+
+def is_ade20k(root: Path) -> bool:
+    """Whether a folder is laid out as ADE20K's scene parsing data."""
+    return any((root / "annotations" / name).is_dir() for name in ("training", "validation"))
+
+
+def open_ade20k(root: Path, which: Which) -> MaskedImages:
+    """A split of ADE20K; value 0 of the files is ignored, 1 … 150 are labels 0 … 149.
+
+    Raises:
+        ValueError: The folder is laid out otherwise.
+    """
+    folder = _ADE_SPLITS[which]
+    if not is_ade20k(root):
+        raise ValueError(
+            f"{root}: expected ADE20K's images/{folder} and annotations/{folder} in it (the folder "
+            "ADEChallengeData2016)"
+        )
+    code = MaskCode(len(ade20k.NAMES), ignore_value=0, first=1)
+    pairs = _pair(root / "images" / folder, root / "annotations" / folder)
+    return _assemble(pairs, ade20k.NAMES, ade20k.COLORS, code)
+
+
+def open_folder(
+    root: Path,
+    which: Which,
+    *,
+    class_names: list[str] | None = None,
+    palette: Path | None = None,
+    ignore_value: int = 255,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    trained: list[str] | None = None,
+) -> MaskedImages:
+    """A split of a folder with images/ and masks/.
+
+    Args:
+        class_names: By label; default: the palette's, or those of classes.txt.
+        palette: Table of colours for masks of colours.
+        trained: Names that a trained model knows; the folder's must be these, or none.
+
+    Raises:
+        ValueError: Missing folders, names or masks; says which, and what to do.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    table = None if palette is None else read_palette(palette)
+    names = _class_names(root, class_names, None if table is None else table.names, trained)
+    code = MaskCode(len(names), ignore_value, palette=table)
+    colors = default_colors(len(names)) if table is None else table.colors
+    images, masks = root / "images", root / "masks"
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise ValueError(f"{root}: expected the folders images and masks in it, found no {folder.name}")
+    halves = [half for half in ("train", "val") if (images / half).is_dir()]
+    if halves:
+        half = "train" if which == "train" else "val"
+        if half not in halves:
+            raise ValueError(f"{images}: there is no {half}/ beside {halves[0]}/")
+        return _assemble(_pair(images / half, masks / half), names, colors, code)
+    pairs = _pair(images, masks)
+    if which != "test":
+        pairs = _split(pairs, which, val_fraction, seed, root)
+    return _assemble(pairs, names, colors, code)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    folder: Path
+    found: list[tuple[Path, Path]]
+    without_mask: list[Path]
+    without_image: list[Path]
+
+
+def _pair(images: Path, masks: Path) -> _Pairs:
+    """Images and masks of the same relative path without extension."""
+    for folder in (images, masks):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+    pictures = _find(images, IMAGE_EXTENSIONS)
+    labels = _find(masks, MASK_EXTENSIONS)
+    if not pictures:
+        raise ValueError(f"{images}: no images (looked for {' '.join(IMAGE_EXTENSIONS)})")
+    found = [(pictures[stem], labels[stem]) for stem in pictures if stem in labels]
+    if not found:
+        first = next(iter(pictures.values()))
+        raise ValueError(f"{masks}: no mask belongs to an image; {first.name} needs {first.stem}.png there")
+    without_mask = [path for stem, path in pictures.items() if stem not in labels]
+    without_image = [path for stem, path in labels.items() if stem not in pictures]
+    return _Pairs(images, found, without_mask, without_image)
+
+
+def _find(folder: Path, extensions: tuple[str, ...]) -> dict[Path, Path]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
+    found: dict[Path, Path] = {}
+    for path in files:
+        stem = path.relative_to(folder).with_suffix("")
+        if stem in found:
+            raise ValueError(f"{path} and {found[stem].name} would share a mask; rename one")
+        found[stem] = path
+    return found
+
+
+def _split(pairs: _Pairs, which: Which, val_fraction: float, seed: int, root: Path) -> _Pairs:
+    order = np.random.default_rng(seed).permutation(len(pairs.found))
+    num_val = max(1, round(len(order) * val_fraction))
+    if num_val >= len(order):
+        raise ValueError(f"{root}: {len(order)} image(s) with a mask cannot be split into train and val")
+    chosen = order[:num_val] if which == "val" else order[num_val:]
+    return _Pairs(
+        pairs.folder, [pairs.found[i] for i in sorted(chosen)], pairs.without_mask, pairs.without_image
+    )
+
+
+def _assemble(pairs: _Pairs, names: list[str], colors: list[Color], code: MaskCode) -> MaskedImages:
+    if pairs.without_mask:
+        warnings.warn(
+            f"{len(pairs.without_mask)} of {len(pairs.found) + len(pairs.without_mask)} images have no mask "
+            f"and are left out, the first is {pairs.without_mask[0]}",
+            stacklevel=3,
+        )
+    return MaskedImages(
+        images=[image for image, _ in pairs.found],
+        masks=[mask for _, mask in pairs.found],
+        names=[image.relative_to(pairs.folder).as_posix() for image, _ in pairs.found],
+        class_names=names,
+        colors=colors,
+        code=code,
+        without_mask=pairs.without_mask,
+        without_image=pairs.without_image,
+    )
+
+
+def _class_names(
+    root: Path, given: list[str] | None, palette: list[str] | None, trained: list[str] | None
+) -> list[str]:
+    listed = root / "classes.txt"
+    names = given or palette
+    if names is None and not listed.is_file():
+        names = trained
+    if given and palette and given != palette:
+        raise ValueError(
+            f"data.class_names ({', '.join(given)}) differ from the palette's ({', '.join(palette)})"
+        )
+    if names is None:
+        if not listed.is_file():
+            raise ValueError(
+                f"{root}: what are the classes called? Write their names into {listed.name} there, one a "
+                "line from label 0 on, or say --set data.class_names=[background,…]"
+            )
+        lines = listed.read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not 2 <= len(names) <= MAX_CLASSES:
+        problem = f"{', '.join(twice)} twice" if twice else f"{len(names)} class(es); at least two are needed"
+        raise ValueError(f"{root}: the names of its classes: {problem}")
+    if trained is not None and names != trained:
+        raise ValueError(
+            f"{root}: has {len(names)} classes ({_some(names)}), the model {len(trained)} "
+            f"({_some(trained)}); they must be the same, in the same order"
+        )
+    return names
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,0 +1,77 @@
+"""Loss and evaluation of semantic segmentation (paper Sec. 5.3)."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossformerpp.data.mask_files import IGNORED
+from crossformerpp.recipes.segmentation import SegmentationRecipe
+from crossformerpp.tasks.module import TaskModule
+from crossformerpp.tasks.segmentation.evaluation import Example, PixelCounts, SegmentationEvaluation
+from crossformerpp.tasks.segmentation.inference import Look
+from crossformerpp.tasks.segmentation.model import Segmenter
+
+NUM_SHOWN = 8  # images in overlays.png
+
+
+class SegmentationModule(TaskModule):
+    """Cross-entropy of every labelled pixel, plus that of the auxiliary head."""
+
+    monitor: ClassVar[str] = "miou"
+    model: Segmenter
+
+    def __init__(self, model: Segmenter, recipe: SegmentationRecipe, class_names: list[str]) -> None:
+        super().__init__(model, recipe, class_names)
+        self.counts = PixelCounts(len(class_names))
+        self._examples: list[Example] = []
+
+    def configure_model(self) -> None:
+        # batch norm of small shares of a batch learns badly; Lightning calls this once the devices are known
+        trainer = self._trainer
+        if trainer is not None and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        images, labels = batch
+        logits, auxiliary = self.model.forward_train(images)
+        main = _cross_entropy(logits, labels)
+        if auxiliary is None:
+            return {"loss": main}
+        aside = _cross_entropy(auxiliary, labels)
+        return {
+            "loss": main + self.model.auxiliary_weight * aside,
+            "loss_main": main,
+            "loss_auxiliary": aside,
+        }
+
+    def evaluate_batch(self, model: nn.Module, batch: list[tuple[Tensor, Tensor, int]]) -> None:
+        assert isinstance(self.recipe, SegmentationRecipe)
+        data = self.recipe.data
+        look = Look(model, len(self.class_names), self.recipe.inference, data.mean, data.std)
+        for image, labels, number in batch:
+            predicted = look.labels(image)
+            self.counts.update(predicted, labels)
+            if number < NUM_SHOWN:
+                arrays = (x.cpu().numpy() for x in (image, labels, predicted))
+                self._examples.append(Example(number, *arrays))
+
+    def evaluation(self) -> SegmentationEvaluation:
+        confusion, images, unlabelled = self.counts.compute()
+        self.counts.reset()
+        examples, self._examples = self._examples, []
+        return SegmentationEvaluation(
+            confusion.cpu(),
+            int(images),
+            int(unlabelled),
+            self.class_names,
+            [(red, green, blue) for red, green, blue in self.model.colors.tolist()],
+            examples,
+        )
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the labelled pixels, 0 if there are none; logits (B, K, h, w), labels (B, H, W)."""
+    logits = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)

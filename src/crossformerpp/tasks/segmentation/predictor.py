@@ -1,0 +1,143 @@
+"""From one image of any size to a class per pixel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from crossformerpp.analysis.overlay import add_legend, blend
+from crossformerpp.data.crops import image_bytes
+from crossformerpp.data.mask_files import Color, index_picture
+from crossformerpp.recipes.segmentation import SegmentationRecipe
+from crossformerpp.tasks.saved import SavedRun, load_weights
+from crossformerpp.tasks.segmentation import class_colors
+from crossformerpp.tasks.segmentation.inference import Look
+from crossformerpp.tasks.segmentation.model import Segmenter
+
+_MANY_WINDOWS = 8  # from which a bar shows how far it is
+_MAX_PROBABILITY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    """What was found in an image of H × W pixels.
+
+    Attributes:
+        labels: H × W of int16.
+        confidence: (K,) mean probability of each class where it was found, 0 where it was not.
+        probabilities: Class name → H × W of 16 bits, 65535 = 1; of the classes asked for.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    probabilities: dict[str, np.ndarray]
+    class_names: list[str]
+    colors: list[Color]
+
+    def found(self) -> list[tuple[int, float]]:
+        """(label, share of the image) of the classes that were found, the largest first."""
+        shares = np.bincount(self.labels.ravel(), minlength=len(self.class_names)) / self.labels.size
+        order = np.argsort(-shares, kind="stable")
+        return [(int(label), float(shares[label])) for label in order if shares[label] > 0]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [
+            (self.class_names[label], f"{share:.1%}", f"{self.confidence[label]:.1%}")
+            for label, share in self.found()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        classes = [
+            {
+                "class": self.class_names[label],
+                "label": label,
+                "share": share,
+                "probability": float(self.confidence[label]),
+            }
+            for label, share in self.found()
+        ]
+        height, width = self.labels.shape
+        return {"width": width, "height": height, "classes": classes}
+
+    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
+        """The overlay with a legend, the index mask, and 16-bit grey probabilities of classes asked for."""
+        entries = [(f"{self.class_names[n]} {share:.1%}", self.colors[n]) for n, share in self.found()]
+        pictures = {
+            "": add_legend(blend(image, self.labels, self.colors), entries),
+            "_mask": index_picture(self.labels, self.colors),
+        }
+        for name, values in self.probabilities.items():
+            pictures[f"_probability_{name.replace('/', '-')}"] = Image.fromarray(values)
+        return pictures
+
+
+class SegmentationPredictor:
+    """A trained segmenter, ready for images."""
+
+    columns: Sequence[str] = ("class", "share", "probability")
+
+    def __init__(self, saved: SavedRun, device: str | torch.device = "cpu", **_: Any) -> None:
+        """
+        Raises:
+            ValueError: The weights do not fit their recipe, or the recipe asks for the probabilities of an
+                unknown class.
+        """
+        recipe = saved.recipe
+        assert isinstance(recipe, SegmentationRecipe)
+        self.class_names = saved.class_names
+        model = Segmenter(recipe.model, recipe.head, class_colors(recipe.data, saved.class_names))
+        load_weights(model, saved.weights, saved.path)
+        self.colors: list[Color] = [(r, g, b) for r, g, b in model.colors.tolist()]
+        self.device = torch.device(device)
+        data = recipe.data
+        model = model.eval().to(self.device)
+        self.look = Look(model, len(saved.class_names), recipe.inference, data.mean, data.std)
+        self.wanted = _labels(recipe.inference.probabilities, saved.class_names)
+
+    @torch.inference_mode()
+    def __call__(self, image: Image.Image) -> MaskPrediction:
+        height, width = image.height, image.width
+        if 2 * len(self.wanted) * height * width > _MAX_PROBABILITY_BYTES:
+            raise ValueError(
+                f"the probabilities of {len(self.wanted)} classes for {width}x{height} pixels take more than "
+                "a gigabyte; name fewer with --set inference.probabilities=[…]"
+            )
+        labels = np.empty((height, width), np.int16)
+        kept = np.empty((len(self.wanted), height, width), np.uint16)
+        sums = torch.zeros(len(self.class_names), dtype=torch.float64)
+        windows = self.look.num_windows(height, width)
+        console = Console(stderr=True)
+        is_shown = windows >= _MANY_WINDOWS and console.is_terminal
+        with Progress(console=console, transient=True, disable=not is_shown) as bar:
+            task = bar.add_task("windows", total=windows)
+            pixels = image_bytes(image).to(self.device)
+            for top, band in self.look.bands(pixels, lambda: bar.advance(task)):
+                rows = slice(top, top + band.shape[1])
+                highest, classes = (x.cpu() for x in band.max(dim=0))
+                labels[rows] = classes.numpy()
+                sums.index_add_(0, classes.flatten(), highest.flatten().double())
+                kept[:, rows] = (band[self.wanted] * 65535).round().cpu().numpy().astype(np.uint16)
+        counts = np.bincount(labels.ravel(), minlength=len(self.class_names))
+        return MaskPrediction(
+            labels,
+            sums.numpy() / counts.clip(min=1),
+            {self.class_names[label]: values for label, values in zip(self.wanted, kept, strict=True)},
+            self.class_names,
+            self.colors,
+        )
+
+
+def _labels(names: list[str], class_names: list[str]) -> list[int]:
+    if names == ["all"]:
+        return list(range(len(class_names)))
+    strange = [name for name in names if name not in class_names]
+    if strange:
+        raise ValueError(
+            f"inference.probabilities: no class {', '.join(strange)}; there are {', '.join(class_names)}"
+        )
+    return [class_names.index(name) for name in names]
