@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from crossformerpp.data.masks import Segmentation
 
-Split = Literal["train", "val"]
+Half = Literal["train", "val"]
 
 # Where annotations and images of a split lie in a folder: COCO's own names, plain ones, those of exports.
 _LAYOUTS = (
@@ -92,11 +92,16 @@ class CocoSet:
     problems: Problems
 
 
-def find_split(root: Path, split: Split) -> tuple[Path, Path]:
+class NoSuchSplitError(ValueError):
+    """A folder has no annotations of a split."""
+
+
+def find_split(root: Path, split: Half) -> tuple[Path, Path]:
     """Annotation file and image folder of a split under `root`, in any of the usual layouts.
 
     Raises:
-        ValueError: There is none; says where it was looked for.
+        NoSuchSplitError: There is none; says where it was looked for.
+        ValueError: The annotations are there, but no folder of images.
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
@@ -110,7 +115,7 @@ def find_split(root: Path, split: Split) -> tuple[Path, Path]:
                     return file, root / folder.format(split=name)
             raise ValueError(f"{file}: none of {', '.join(f.format(split=name) for f in folders)} beside it")
     looked = ", ".join(annotations.format(split=split) for annotations, _ in _LAYOUTS)
-    raise ValueError(f"{root}: no annotations in COCO's format (looked for {looked})")
+    raise NoSuchSplitError(f"{root}: no annotations in COCO's format (looked for {looked})")
 
 
 def open_coco(
