@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-BAR, TEXT, BACKGROUND, TRACK = "#2a7fb8", "#1a1a1a", "white", "#e6e6e6"
+BAR, TEXT, BACKGROUND, TRACK, WRONG = "#2a7fb8", "#1a1a1a", "white", "#e6e6e6", "#c0392b"
 LEAST_WIDTH = 320  # small images are enlarged to this, so that the text beneath can be read
 
 
@@ -33,6 +33,36 @@ def label_image(image: Image.Image, top: Sequence[tuple[str, float]]) -> Image.I
         draw.rectangle((left, y + line // 5, left + (right - left) * share, y + line - line // 5), BAR)
         draw.text((image.width - margin, middle), f"{share:.1%}", TEXT, font, anchor="rm")
     return panel
+
+
+def image_grid(
+    images: Sequence[Image.Image],
+    titles: Sequence[str],
+    truths: Sequence[str | None],
+    columns: int = 8,
+    side: int = 150,
+) -> Image.Image:
+    """Small versions of images with what was predicted above them; mistakes in red, with the true class.
+
+    Args:
+        truths: None where the prediction is right, otherwise the true class.
+        side: Pixels of a tile's side; an image keeps its shape inside.
+    """
+    font = ImageFont.load_default(size=13)
+    line, gap = 17, 8
+    width, height = side + gap, side + 2 * line + gap
+    rows = max(1, -(-len(images) // columns))
+    grid = Image.new("RGB", (columns * width + gap, rows * height + gap), BACKGROUND)
+    draw = ImageDraw.Draw(grid)
+    for number, (image, title, truth) in enumerate(zip(images, titles, truths, strict=True)):
+        x, y = gap + number % columns * width, gap + number // columns * height
+        color = TEXT if truth is None else WRONG
+        draw.text((x, y), _fit(title, font, side), color, font)
+        if truth is not None:
+            draw.text((x, y + line), _fit(f"is {truth}", font, side), color, font)
+        small = ImageOps.contain(image, (side, side), Image.Resampling.BICUBIC)
+        grid.paste(small, (x + (side - small.width) // 2, y + 2 * line))
+    return grid
 
 
 def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:

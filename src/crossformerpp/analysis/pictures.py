@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn by matplotlib: learning curve, confusion matrix, a grid of predictions."""
+"""Diagrams of a run, drawn by matplotlib: learning curve, confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from PIL import Image
 
-RIGHT, WRONG = "#1a1a1a", "#c0392b"
 MAX_NAMED_CLASSES = 60  # beyond these, axis labels could not be read
 
 
@@ -19,7 +17,8 @@ def learning_curve(rows: Sequence[Mapping[str, float]], metric: str, path: Path)
         rows: Of metrics.csv: `epoch`, and any of `train_loss`, `lr`, `val_loss`, `val_<metric>`.
         metric: Name of the metric, without `val_`.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4))
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.13, top=0.92)  # far quicker than a computed layout
     loss_axes, metric_axes, lr_axes = figure.subplots(1, 3)
     panels = [
         (loss_axes, [("train_loss", "train"), ("val_loss", "validation")], "loss"),
@@ -37,7 +36,7 @@ def learning_curve(rows: Sequence[Mapping[str, float]], metric: str, path: Path)
     best = max((row[f"val_{metric}"] for row in rows if f"val_{metric}" in row), default=None)
     if best is not None:
         metric_axes.set_title(f"{metric} (best {best:.4f})")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -67,29 +66,3 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path) -> No
                 column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
             )
     figure.savefig(path, dpi=110)
-
-
-def image_grid(
-    images: Sequence[Image.Image], titles: Sequence[str], truths: Sequence[str | None], path: Path
-) -> None:
-    """Images with what was predicted above them; mistakes in red, with the true class.
-
-    Args:
-        truths: None where the prediction is right, otherwise the true class.
-    """
-    columns = 8
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(columns * 1.6, rows * 1.9), layout="constrained")
-    grid = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, title, truth in zip(grid, images, titles, truths, strict=False):
-        axes.imshow(np.asarray(image.resize(_within(image.size, 160))))
-        text = title if truth is None else f"{title}\nis {truth}"
-        axes.set_title(text, fontsize=8, color=RIGHT if truth is None else WRONG)
-    figure.savefig(path, dpi=110)
-
-
-def _within(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    factor = min(1.0, longest / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -118,10 +118,8 @@ def resume(out: Path) -> dict[str, float]:
     recipe = open_saved(run.last).recipe
     module, data = _prepare(recipe, state[KEY]["class_names"])
     data.start_step = state[KEY]["step"]
-    assert data.plan is not None
-    if data.start_step < data.plan.steps:
-        del state  # the trainer reads it again; do not hold it twice
-        _fit(module, data, run, checkpoint=run.last)
+    del state  # the trainer reads it again; do not hold it twice
+    _fit(module, data, run, checkpoint=run.last)
     return evaluate(out, out=out)
 
 
@@ -217,7 +215,9 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
     )
     with _quiet(), _threads(section):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if saver.saved_step < plan.steps:
+        if saver.is_pending(trainer.global_step):
+            trainer.validate(module, datamodule=data, verbose=False)
+    if saver.saved_step < trainer.global_step and trainer.global_step > data.start_step:
         saver.save(trainer)
 
 

@@ -103,9 +103,12 @@ class Saver(Callback):
         """Whether an evaluation follows this step."""
         return step % self.eval_every == 0
 
+    def is_pending(self, step: int) -> bool:
+        """Whether the run stopped between this step and the evaluation that follows it."""
+        return step > 0 and self.is_evaluated(step) and self.evaluated_step < step
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        step = trainer.global_step
-        if step and self.is_evaluated(step) and self.evaluated_step < step:
+        if self.is_pending(trainer.global_step):
             # Lightning would go on to the next batch; this is how its own loop evaluates
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
@@ -125,7 +128,8 @@ class Saver(Callback):
         is_best = self.best is None or sign * value > sign * self.best
         if is_best:
             self.best = value
-        self.save(trainer)
+        if trainer.state.fn == "fit":
+            self.save(trainer)
         if is_best and trainer.is_global_zero:
             self.run.keep_as_best()
 
@@ -178,8 +182,13 @@ class Log(Callback):
         self._batches, self._samples = 0, 0
         self._since = time.perf_counter()
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.is_global_zero:
+            self.table.load(until_step=checkpoint["global_step"])
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.table.load(until_step=trainer.global_step)
         self._since = time.perf_counter()
 
     def on_train_batch_end(

@@ -69,7 +69,7 @@ class ProgressBar(Callback):
             shown = "  ".join(
                 f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)
             )
-            line = f"epoch {epoch:g} (step {trainer.global_step}): {shown}"
+            line = f"epoch {epoch:.4g} (step {trainer.global_step}): {shown}"
             self.console.print(line, highlight=False, soft_wrap=True)
         self._clock, self._count = time.perf_counter(), 0
 

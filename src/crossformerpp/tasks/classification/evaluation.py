@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from crossformerpp.analysis.pictures import confusion_matrix, image_grid
+from crossformerpp.analysis.annotate import image_grid
+from crossformerpp.analysis.pictures import confusion_matrix
 from crossformerpp.data.classification import LabelledImages, TransformedImages
 from crossformerpp.data.split import Split
 
@@ -86,15 +87,15 @@ class ClassificationEvaluation:
         right = torch.nonzero(predicted == self.labels).flatten().tolist()
         room = NUM_SHOWN - len(wrong)
         shown = wrong + right[:: max(1, len(right) // room)][:room]
-        image_grid(
+        picture = image_grid(
             [source.open(int(self.numbers[i])) for i in shown],
             [f"{self.class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in shown],
             [
                 None if predicted[i] == self.labels[i] else self.class_names[int(self.labels[i])]
                 for i in shown
             ],
-            folder / "predictions.png",
         )
+        picture.save(folder / "predictions.png")
         _write_samples(source, self.class_names, folder / "samples")
         return [folder / name for name in ("confusion.png", "predictions.png", "predictions.csv")]
 
