@@ -33,10 +33,9 @@ class PixelCounts(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        zero = torch.zeros((), dtype=torch.int64)
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), "sum")
-        self.add_state("images", zero, "sum")
-        self.add_state("unlabelled", zero, "sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), "sum")
+        self.add_state("unlabelled", torch.zeros((), dtype=torch.int64), "sum")
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
         """Add one image: H × W labels, predicted and true."""
