@@ -56,29 +56,30 @@ def build_schedule(optimizer: Optimizer, recipe: BaseRecipe, plan: Plan) -> Sche
     """timm's schedule; a pure function of the step (or epoch), so that it has no state to lose.
 
     Raises:
-        ValueError: The warm-up is as long as the run.
+        ValueError: The warm-up is as long as the run, or units are mixed that do not go together.
     """
     section, trainer = recipe.schedule, recipe.trainer
-    # timm counts in epochs of `updates` steps; a run that is measured in steps has epochs of one step
-    epochs, updates = (trainer.epochs, plan.steps_per_epoch) if trainer.epochs else (trainer.steps, 1)
-    assert epochs is not None
-    warmup = section.warmup_epochs or 0
-    if section.warmup_steps is not None:
-        warmup = section.warmup_steps / updates
-    elif section.warmup_epochs is not None and trainer.steps is not None:
-        warmup = section.warmup_epochs * plan.steps_per_epoch
-    if warmup >= epochs:
+    # how many of timm's units, which are steps or epochs, a unit of the trainer and an epoch have
+    if section.update == "step":
+        length, per_unit, per_epoch = plan.steps, plan.in_steps(trainer, 1), plan.steps_per_epoch
+    elif trainer.epochs is not None and section.warmup_steps is None:
+        length, per_unit, per_epoch = trainer.epochs, 1, 1
+    else:
+        raise ValueError("schedule: update=epoch goes with trainer.epochs and without warmup_steps")
+    warmup = section.warmup_steps or round((section.warmup_epochs or 0) * per_epoch)
+    if warmup >= length:
         raise ValueError(f"schedule: the warm-up is as long as the run ({plan.steps} steps)")
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=section.name,
-        num_epochs=epochs,
-        decay_milestones=section.milestones,
+        num_epochs=length,
+        # timm lowers the rate one unit before the milestone
+        decay_milestones=[milestone * per_unit + 1 for milestone in section.milestones],
         decay_rate=section.power if section.name == "poly" else section.factor,
         min_lr=section.min_lr,
         warmup_lr=section.warmup_lr,
-        warmup_epochs=warmup,  # type: ignore[arg-type]  # a fraction is fine: it is only multiplied
+        warmup_epochs=warmup,
         step_on_epochs=section.update == "epoch",
-        updates_per_epoch=updates,
+        updates_per_epoch=1,
     )
     return scheduler

@@ -35,26 +35,23 @@ class ClassificationEvaluation:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """top1, top5 (with more than five classes), mean accuracy over classes, cross-entropy, samples."""
-        num_classes = len(self.class_names)
-
-        def accuracy(top_k: int, average: str) -> float:
-            value = multiclass_accuracy(
-                self.probabilities,
-                self.labels,
-                num_classes,
-                top_k=top_k,
-                average=average,  # type: ignore[arg-type]
-            )
-            return float(value)
-
+        counts = self.confusion.sum(dim=1)
+        met = counts > 0  # a class without samples has no accuracy
         true = self.probabilities.gather(1, self.labels[:, None]).clamp_min(1e-12)
-        metrics = {"top1": accuracy(1, "micro")}
-        if num_classes > 5:
-            metrics["top5"] = accuracy(5, "micro")
-        metrics["mean_class_accuracy"] = accuracy(1, "macro")
+        metrics = {"top1": self._accuracy(1)}
+        if len(self.class_names) > 5:
+            metrics["top5"] = self._accuracy(5)
+        metrics["mean_class_accuracy"] = float((self.confusion.diagonal()[met] / counts[met]).mean())
         metrics["loss"] = float(-true.log().mean())
         metrics["samples"] = len(self.labels)
         return metrics
+
+    def _accuracy(self, top_k: int) -> float:
+        return float(
+            multiclass_accuracy(
+                self.probabilities, self.labels, len(self.class_names), top_k=top_k, average="micro"
+            )
+        )
 
     @cached_property
     def confusion(self) -> Tensor:

@@ -37,7 +37,7 @@ class ClassificationPredictor:
 
     columns: Sequence[str] = ("class", "probability")
 
-    def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu") -> None:
+    def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu", **_: Any) -> None:
         """
         Raises:
             ValueError: The checkpoint is not a classifier's, or its weights do not fit its recipe.
