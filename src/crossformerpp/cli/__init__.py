@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
+from crossformerpp.cli.data import app as data
 from crossformerpp.cli.models import convert, models
 from crossformerpp.cli.predict import predict
 from crossformerpp.cli.train import evaluate, train
@@ -25,6 +26,7 @@ app.command(name="eval")(evaluate)
 app.command()(predict)
 app.command()(models)
 app.command()(convert)
+app.add_typer(data, name="data")
 
 USER_ERROR, INTERRUPTED = 2, 130
 

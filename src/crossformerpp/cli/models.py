@@ -1,7 +1,7 @@
 """`crossformer models` and `crossformer convert`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -9,8 +9,23 @@ from crossformerpp.cli.output import say, show_json, show_table
 from crossformerpp.cli.train import AsJson, Overwrite
 
 
-def models(as_json: AsJson = False) -> None:
-    """List the variants with their parameters and multiply-accumulates at 224×224, as measured."""
+def models(
+    task: Annotated[
+        Literal["classification", "detection", "segmentation"],
+        typer.Option(help="Whose models; of the dense tasks those of the paper's tables."),
+    ] = "classification",
+    as_json: AsJson = False,
+) -> None:
+    """List models with their parameters and multiply-accumulates, as counted, beside the paper's."""
+    if task == "detection":
+        _detectors(as_json)
+    elif task == "segmentation":
+        _segmenters(as_json)
+    else:
+        _classifiers(as_json)
+
+
+def _classifiers(as_json: bool) -> None:
     records = [_measure(name) for name in _variants()]
     if as_json:
         show_json(records)
@@ -56,6 +71,40 @@ def convert(
     head = "no head" if report.num_classes is None else f"{report.num_classes} classes"
     dropped = f"; left out: {', '.join(report.dropped)}" if report.dropped else ""
     say(f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}{dropped}")
+
+
+def _detectors(as_json: bool) -> None:
+    from crossformerpp.tasks.detection.table import EXPLANATION, SIZE, model_rows
+
+    rows = list(model_rows())
+    if as_json:
+        show_json([row.to_json() for row in rows])
+        return
+    height, width = SIZE
+    table = [(row.name, f"{row.detector} {row.schedule}", *_counts(row)) for row in rows]
+    show_table(
+        ("name", "detector", "G", "I", "params", "paper's", "MACs", "paper's"), table, f"at {width}×{height}"
+    )
+    say(EXPLANATION)
+
+
+def _segmenters(as_json: bool) -> None:
+    from crossformerpp.tasks.segmentation.table import SIZE, model_rows
+
+    rows = list(model_rows())
+    if as_json:
+        show_json([row.to_json() for row in rows])
+        return
+    table = [(row.name, row.decoder, *_counts(row)) for row in rows]
+    show_table(
+        ("name", "decoder", "G", "I", "params", "paper's", "MACs", "paper's"), table, f"at {SIZE}×{SIZE}"
+    )
+
+
+def _counts(row: Any) -> tuple[str, ...]:
+    groups = (", ".join(map(str, values)) for values in (row.group_sizes, row.intervals))
+    params = (f"{row.params / 1e6:.2f}M", f"{row.paper_params / 1e6:.1f}M")
+    return (*groups, *params, f"{row.macs / 1e9:.1f}G", f"{row.paper_macs / 1e9:.1f}G")
 
 
 def _variants() -> list[str]:

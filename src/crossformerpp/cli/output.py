@@ -2,16 +2,26 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
+from rich import progress
 from rich.console import Console
 from rich.table import Table
+
+T = TypeVar("T")
 
 
 def say(message: str) -> None:
     """A line to people, on stderr."""
     print(message, file=sys.stderr)
+
+
+def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
+    """The items, with a progress bar on stderr while they come, if somebody looks at it."""
+    console = Console(file=sys.stderr)
+    hidden = total < 2 or not console.is_terminal
+    yield from progress.track(items, title, total, console=console, disable=hidden, transient=True)
 
 
 def show_json(content: Any) -> None:

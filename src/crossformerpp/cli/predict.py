@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_table
+from crossformerpp.cli.output import say, show_json, show_table, track
 from crossformerpp.cli.train import AsJson, Overwrite
 
 
@@ -16,6 +16,9 @@ def predict(
         Path | None, typer.Option(help="Folder for annotated pictures; default: a new ./predictions.")
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score of an object that is told; default: 0.5.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -25,9 +28,11 @@ def predict(
     from crossformerpp.data.writing import fresh_folder
 
     found = room.find_images(images)
-    predictor = room.load_predictor(checkpoint, device, top_k=top_k)
+    options = {"top_k": top_k} | ({} if min_score is None else {"min_score": min_score})
+    predictor = room.load_predictor(checkpoint, device, **options)
     folder = out or fresh_folder(Path("predictions"))
-    results = list(room.predict(predictor, found, folder, overwrite=overwrite))
+    predictions = room.predict(predictor, found, folder, overwrite=overwrite)
+    results = list(track(predictions, len(found), "predict"))
     if as_json:
         show_json([result.to_json() for result in results])
     else:

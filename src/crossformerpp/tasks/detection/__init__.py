@@ -1,5 +1,6 @@
 """Object detection and instance segmentation: the socket of `tasks.plug`. Only `module` needs the trainer."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,13 @@ class Detection:
         assert isinstance(recipe, DetectionRecipe)
         model = build_detector(recipe.model, recipe.detector, recipe.data, len(class_names))
         if recipe.model.checkpoint is not None:
-            start_from(model, recipe.model.checkpoint)
+            fresh = start_from(model, recipe.model.checkpoint)
+            if fresh:
+                warnings.warn(
+                    f"{recipe.model.checkpoint} knows other classes than the {len(class_names)} here: "
+                    f"{len(fresh)} tensors of its classifiers are left out",
+                    stacklevel=2,
+                )
         return DetectionModule(model, recipe, class_names)
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
