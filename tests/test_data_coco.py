@@ -1,0 +1,222 @@
+"""COCO's format: what is read, what is left out with a count, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from crossformerpp.data.check import check_coco
+from crossformerpp.data.coco import find_split, open_coco, read_coco
+from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
+
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+OTHER_SIZE = {"size": [9, 9], "counts": [81]}
+TOO_SHORT = {"size": [48, 64], "counts": [5]}
+
+
+def write(
+    root, annotations, images=((1, 64, 48), (5, 48, 64)), categories=((3, "cat"), (90, "dog")), missing=()
+):
+    """A data set of grey images under `root`; annotations are (image, category, box, segmentation, …)."""
+    folder = root / "images" / "train"
+    folder.mkdir(parents=True)
+    (root / "annotations").mkdir()
+    for number, width, height in images:
+        if number not in missing:
+            Image.new("RGB", (width, height), "gray").save(folder / f"{number}.png")
+    page = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": w, "height": h} for n, w, h in images],
+        "annotations": [
+            {"id": i, "image_id": n, "category_id": c, "bbox": b, "iscrowd": 0, **more}
+            for i, (n, c, b, more) in enumerate(annotations)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in categories],
+    }
+    file = root / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(page))
+    return file, folder
+
+
+def test_labels_are_dense_whatever_the_ids(tmp_path):
+    coco = read_coco(*write(tmp_path, [(1, 90, [1, 2, 3, 4], {}), (5, 3, [1, 2, 3, 4], {})]))
+    assert coco.class_names == ["cat", "dog"]
+    assert coco.category_ids == [3, 90]
+    assert [thing.label for image in coco.images for thing in image.objects] == [1, 0]
+    assert coco.images[0].objects[0].box == (1, 2, 4, 6)
+    assert not coco.problems.found
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ((1, 3, [5, 5, 0, 4], {}), "degenerate box"),
+        ((1, 3, [5, 5, 4, -1], {}), "degenerate box"),
+        ((1, 3, [64, 5, 4, 4], {}), "box outside its image"),
+        ((1, 3, [-9, 5, 4, 4], {}), "box outside its image"),
+        ((1, 3, [1, 2, 3], {}), "box that is not [x, y, width, height]"),
+        ((1, 3, [1, 2, 3, float("nan")], {}), "box that is not [x, y, width, height]"),
+        ((1, 4, [1, 2, 3, 4], {}), "unknown category"),
+        ((2, 3, [1, 2, 3, 4], {}), "annotation of an unknown image"),
+        ((1, 3, [1, 2, 3, 4], {"segmentation": [[1, 1, 5, 5]]}), "polygon of fewer than 3 points"),
+        ((1, 3, [1, 2, 3, 4], {"segmentation": OTHER_SIZE}), "mask of another size than its image"),
+        ((1, 3, [1, 2, 3, 4], {"segmentation": TOO_SHORT}), "run lengths that do not add up to the image"),
+        ((1, 3, [1, 2, 3, 4], {}), "object without a mask"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, entry, problem, caplog):
+    good = (5, 90, [10, 10, 20, 20], {"segmentation": SQUARE})
+    files = write(tmp_path, [entry, good, entry])
+    coco = open_coco(*files, with_masks=True)
+    assert len(coco.problems.found[problem]) == 2
+    assert [len(image.objects) for image in coco.images] == [0, 1]
+    assert f"2 × {problem}" in caplog.text
+
+
+def test_a_missing_image_is_left_out_with_its_objects(tmp_path):
+    files = write(tmp_path, [(1, 3, [1, 2, 3, 4], {}), (5, 3, [1, 2, 3, 4], {})], missing=(1,))
+    coco = read_coco(*files)
+    assert [image.id for image in coco.images] == [5]
+    assert coco.problems.found == {"missing image": ["1.png"]}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "options", "message"),
+    [
+        ([], {}, "no annotation can be used"),
+        ([(1, 3, [1, 1, 0, 0], {})], {}, "1 × degenerate box"),
+        ([(1, 3, [1, 2, 3, 4], {"iscrowd": 1})], {}, "no annotation can be used"),
+        ([(1, 3, [1, 2, 3, 4], {})], {"with_masks": True}, "train a RetinaNet"),
+        ([(1, 3, [1, 2, 3, 4], {})], {"class_names": ["cat", "ape"]}, "unknown category dog; the model knows cat, ape"),
+    ],
+)  # fmt: skip
+def test_hopeless_sets_are_refused(tmp_path, annotations, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_coco(*write(tmp_path, annotations), **options)
+
+
+def test_a_set_without_any_image_file_is_refused(tmp_path):
+    files = write(tmp_path, [(1, 3, [1, 2, 3, 4], {})], missing=(1, 5))
+    with pytest.raises(ValueError, match="none of its images is in"):
+        open_coco(*files)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"images": []}', '{"images": [], "annotations": [], "categories": [{}]}']
+)
+def test_other_files_are_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json"):
+        read_coco(tmp_path / "a.json", tmp_path)
+
+
+def test_labels_follow_the_model_s_classes(tmp_path):
+    files = write(tmp_path, [(1, 90, [1, 2, 3, 4], {}), (5, 3, [1, 2, 3, 4], {})])
+    coco = read_coco(*files, class_names=["dog", "bird", "cat"])
+    assert [thing.label for image in coco.images for thing in image.objects] == [0, 2]
+    assert coco.category_ids[0] == 90
+    assert coco.category_ids[2] == 3
+    assert len(set(coco.category_ids)) == 3
+
+
+def test_polygons_and_both_run_lengths_give_the_same_mask(tmp_path):
+    compressed = coco_mask.merge(coco_mask.frPyObjects(SQUARE, 48, 64))
+    mask = coco_mask.decode(compressed)
+    flat = mask.T.reshape(-1)
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], flat])))
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    forms = [
+        SQUARE,
+        {"size": [48, 64], "counts": compressed["counts"].decode()},
+        {"size": [48, 64], "counts": counts},
+    ]
+    annotations = [(1, 3, [10, 10, 20, 20], {"segmentation": form}) for form in forms]
+    coco = open_coco(*write(tmp_path, annotations), with_masks=True)
+    _, target = TrainImages(coco, train_transform([48], 64, 0.0, 0.0), with_masks=True)[0]
+    assert (target["masks"].numpy() == mask).all()
+
+
+def test_training_targets_follow_the_image(tmp_path):
+    """Resized and mirrored: boxes and masks stay on their object, crowds are gone, all stays inside."""
+    annotations = [
+        (1, 3, [10, 10, 20, 20], {"segmentation": SQUARE}),
+        (1, 90, [50, 30, 40, 40], {"segmentation": [[50, 30, 63, 30, 63, 47, 50, 47]]}),  # beyond the image
+        (1, 3, [0, 0, 64, 48], {"segmentation": SQUARE, "iscrowd": 1}),
+    ]
+    coco = open_coco(*write(tmp_path, annotations), with_masks=True)
+    dataset = TrainImages(coco, train_transform([96], 1000, 1.0, 0.3), with_masks=True)
+    image, target = dataset[0]
+    assert image.shape == (3, 96, 128)
+    assert image.dtype == torch.uint8
+    assert target["labels"].tolist() == [0, 1]
+    assert target["boxes"][0].tolist() == [68, 20, 108, 60]  # 128 − 2·30, …
+    assert target["boxes"][1].tolist() == [0, 60, 28, 96]
+    rows, columns = np.nonzero(target["masks"][0].numpy())
+    assert abs(columns.min() - 68) <= 2
+    assert abs(rows.max() - 60) <= 2
+    images, targets = collate([dataset[0], dataset[1]])
+    assert targets[1]["boxes"].shape == (0, 4)
+    assert targets[1]["masks"].shape == (0, *images[1].shape[1:])
+    assert aspect_groups(coco.images) == [1, 0]
+
+
+def test_evaluation_sees_the_whole_truth(tmp_path):
+    annotations = [(1, 90, [1, 2, 3, 4], {"area": 5.5}), (1, 3, [0, 0, 64, 48], {"iscrowd": 1})]
+    image, truth = EvalImages(read_coco(*write(tmp_path, annotations)), with_masks=False)[0]
+    assert image.shape == (3, 48, 64)
+    assert truth["image_id"] == 1
+    assert [thing["iscrowd"] for thing in truth["objects"]] == [0, 1]
+    assert truth["objects"][0] == {"label": 1, "bbox": [1, 2, 3, 4], "area": 5.5, "iscrowd": 0}
+
+
+def test_an_image_of_another_size_is_named(tmp_path):
+    file, folder = write(tmp_path, [(1, 3, [1, 2, 3, 4], {})])
+    Image.new("RGB", (48, 64)).save(folder / "1.png")
+    coco = read_coco(file, folder)
+    with pytest.raises(ValueError, match=r"1\.png: 48x64 pixels, but its annotations are for 64x48"):
+        EvalImages(coco, with_masks=False)[0]
+    (report,) = check_coco(file)
+    assert any("another size than annotated (1.png is 48x64, not 64x48)" in line for line in report.problems)
+
+
+def test_check_tells_everything_at_once(tmp_path):
+    annotations = [
+        (1, 3, [50, 30, 40, 40], {"segmentation": SQUARE}),
+        (1, 3, [5, 5, 0, 4], {}),
+        (7, 3, [0, 0, 1, 1], {}),
+    ]
+    _, folder = write(
+        tmp_path, annotations, images=((1, 64, 48), (5, 48, 64), (7, 1, 1), (8, 50, 50)), missing=(5,)
+    )
+    (folder / "8.png").write_bytes(b"no image")
+    (report,) = check_coco(tmp_path)
+    assert report.images == folder
+    assert report.counts["images"] == 3
+    assert report.counts["objects"] == 2
+    text = "\n".join(report.problems)
+    for problem in (
+        "1 × missing image (5.png)",
+        "1 × degenerate box (annotation 1)",
+        "1 × unreadable image (8.png",
+        "1 × image below 32 pixels (7.png is 1x1)",
+        "1 × box that reaches beyond its image",
+        "1 × category without objects (dog)",
+    ):
+        assert problem in text
+
+
+def test_usual_layouts_are_found(tmp_path):
+    for annotations, images in (
+        ("annotations/instances_val2017.json", "val2017"),
+        ("annotations/instances_val.json", "images/val"),
+        ("valid/_annotations.coco.json", "valid"),
+    ):
+        root = tmp_path / images.replace("/", "_")
+        (root / images).mkdir(parents=True)
+        (root / annotations).parent.mkdir(exist_ok=True)
+        (root / annotations).write_text("{}")
+        assert find_split(root, "val") == (root / annotations, root / images)
+    with pytest.raises(ValueError, match="no annotations in COCO's format"):
+        find_split(tmp_path, "train")
