@@ -6,12 +6,16 @@ h heads, d = C/h head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossformerpp.layers.execution import is_plain_eager
-from crossformerpp.layers.grouping import AnyGrouping, Groups
+from crossformerpp.layers.grouping import AnyGrouping, Grouping, Groups, OpaqueGrouping, map_order, regroup
+from crossformerpp.layers.position import DynamicPositionBias, PositionBias, dynamic_bias_table, spread_table
 from crossformerpp.layers.projection import Linear
 
 
@@ -30,7 +34,7 @@ class GroupAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        position_bias: nn.Module | None,
+        position_bias: PositionBias | None,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -45,36 +49,53 @@ class GroupAttention(nn.Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, grouping: AnyGrouping) -> Tensor:
+    def forward(self, x: Tensor, grouping: AnyGrouping | OpaqueGrouping) -> Tensor:
         """Rows (T, C) in the order of `grouping` -> rows (T, C)."""
-        parts = grouping.split(self.qkv(x))
-        sizes = [(part.height, part.width) for part in parts]
-        dtype = parts[0].tokens.dtype
-        biases = self.position_bias(sizes, dtype) if self.position_bias is not None else [None] * len(parts)
-        out = [self._attend(part, bias) for part, bias in zip(parts, biases, strict=True)]
-        return self.proj_drop(self.proj(grouping.join(out)))
+        qkv = self.qkv(x)
+        if isinstance(grouping, OpaqueGrouping):
+            out = attend_opaquely(qkv, self.num_heads, self.position_bias, grouping)
+        else:
+            dropout = self.attn_drop if self.training else 0.0
+            out = attend_in_groups(qkv, self.num_heads, self.position_bias, grouping, dropout)
+        return self.proj_drop(self.proj(out))
 
-    def _attend(self, group: Groups, bias: Tensor | None) -> Tensor:
-        """B·S N 3C, h N N -> B·S N C."""
-        n, N, width = group.tokens.shape
-        qkv = group.tokens.view(n, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # -> 3 B·S h N d
+
+def attend_in_groups(
+    qkv: Tensor,
+    num_heads: int,
+    position_bias: PositionBias | None,
+    grouping: AnyGrouping,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Eq. 1 within every group: rows T 3C in the order of `grouping` -> T C."""
+    parts = grouping.split(qkv)
+    biases: Sequence[Tensor | None] = [None] * len(parts)
+    if position_bias is not None:
+        biases = position_bias([(part.height, part.width) for part in parts], qkv.dtype)
+    out = [_attend(part, num_heads, bias, dropout) for part, bias in zip(parts, biases, strict=True)]
+    return grouping.join(out)
+
+
+def _attend(group: Groups, num_heads: int, bias: Tensor | None, dropout: float) -> Tensor:
+    """B·S N 3C, h N N -> B·S N C."""
+    n, N, width = group.tokens.shape
+    qkv = group.tokens.view(n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # -> 3 B·S h N d
+    if (
+        group.is_real is None
+        and bias is not None
+        and dropout == 0.0
+        and _takes_batched_products(group.tokens, N)
+    ):
+        out = _attention_by_products(qkv, bias)
+    else:
         if group.is_real is not None:
             bias = _masked(bias, group.is_real, group.tokens.dtype)
-        dropout = self.attn_drop if self.training else 0.0
-        if (
-            bias is not None
-            and bias.dim() == 3
-            and dropout == 0.0
-            and takes_batched_products(group.tokens, N)
-        ):
-            out = _attention_by_products(qkv, bias)
-        else:
-            q, k, v = qkv.unbind(0)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        return out.transpose(1, 2).reshape(n, N, width // 3)
+        q, k, v = qkv.unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    return out.transpose(1, 2).reshape(n, N, width // 3)
 
 
-def takes_batched_products(tokens: Tensor, group_tokens: int) -> bool:
+def _takes_batched_products(tokens: Tensor, group_tokens: int) -> bool:
     """Whether two batched matrix products beat the fused kernel: small groups in float32 on a CPU, for inference.
 
     PyTorch's fused CPU kernel works group by group and head by head, which costs more than the products themselves
@@ -105,6 +126,90 @@ def _masked(bias: Tensor | None, is_real: Tensor, dtype: torch.dtype) -> Tensor:
     """The bias with the lowest finite number at padded keys; −inf would make a group of padding alone NaN."""
     bias = torch.zeros((), dtype=dtype, device=is_real.device) if bias is None else bias
     return torch.where(is_real, bias, torch.finfo(dtype).min)
+
+
+def attend_opaquely(
+    qkv: Tensor, num_heads: int, position_bias: PositionBias | None, grouping: OpaqueGrouping
+) -> Tensor:
+    """`attend_in_groups` as one operator that a compiler does not look into: rows T 3C in map order -> T C."""
+    assert isinstance(position_bias, DynamicPositionBias)
+    return _opaque_attention(
+        qkv, list(position_bias.parameters()), position_bias.residual, num_heads, *grouping.as_tuple()
+    )
+
+
+def _eager_attention(
+    qkv: Tensor, bias_parameters: Sequence[Tensor], residual: bool, num_heads: int, *sizes: int
+) -> Tensor:
+    grouping = Grouping(*sizes)
+    in_map_order = map_order(*sizes[:3])
+
+    def position_bias(sizes: Sequence[tuple[int, int]], dtype: torch.dtype | None) -> list[Tensor]:
+        return spread_table(lambda h, w: dynamic_bias_table(bias_parameters, residual, h, w), sizes, dtype)
+
+    out = attend_in_groups(regroup(qkv, in_map_order, grouping), num_heads, position_bias, grouping)
+    return regroup(out, grouping, in_map_order)
+
+
+@torch.library.custom_op("crossformerpp::group_attention", mutates_args=())
+def _opaque_attention(
+    qkv: Tensor,
+    bias_parameters: list[Tensor],
+    residual: bool,
+    num_heads: int,
+    batch: int,
+    height: int,
+    width: int,
+    group_size: int,
+    interval: int,
+) -> Tensor:
+    sizes = (batch, height, width, group_size, interval)
+    # the operator must not hand out its input's memory, nor a view of it
+    return _eager_attention(qkv, bias_parameters, residual, num_heads, *sizes).contiguous()
+
+
+@torch.library.custom_op("crossformerpp::group_attention_backward", mutates_args=())
+def _opaque_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    bias_parameters: list[Tensor],
+    residual: bool,
+    num_heads: int,
+    batch: int,
+    height: int,
+    width: int,
+    group_size: int,
+    interval: int,
+) -> list[Tensor]:
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in (qkv, *bias_parameters)]
+        sizes = (batch, height, width, group_size, interval)
+        out = _eager_attention(inputs[0], inputs[1:], residual, num_heads, *sizes)
+    return [g.contiguous() for g in torch.autograd.grad(out, inputs, grad)]
+
+
+@_opaque_attention.register_fake
+def _(qkv: Tensor, *_: Any) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+
+
+@_opaque_attention_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, bias_parameters: list[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (qkv, *bias_parameters)]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    qkv, bias_parameters, *ctx.settings = inputs
+    ctx.save_for_backward(qkv, *bias_parameters)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    qkv, *bias_parameters = ctx.saved_tensors
+    for_qkv, *for_bias = _opaque_attention_backward(grad, qkv, bias_parameters, *ctx.settings)
+    return for_qkv, for_bias, *[None] * len(ctx.settings)
+
+
+_opaque_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class Mlp(nn.Module):

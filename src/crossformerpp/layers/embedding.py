@@ -97,6 +97,6 @@ class CrossScaleEmbedding(nn.Module):
     def _pad(self, x: Tensor) -> Tensor:
         H, W, s = *x.shape[2:], self.stride
         bottom, right = (H + s - 1) // s * s - H, (W + s - 1) // s * s - W
-        if torch.compiler.is_exporting() or bottom or right:
+        if torch.compiler.is_compiling() or bottom or right:  # a graph should not depend on which it is
             x = F.pad(x, (0, right, 0, bottom))
         return x

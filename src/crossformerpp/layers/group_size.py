@@ -49,7 +49,7 @@ def expand_per_block(
         raise ValueError(f"{len(values)} {name}s given for {len(depths)} stages: give one per stage")
     expanded = []
     for stage, (value, depth) in enumerate(zip(values, depths, strict=True), start=1):
-        blocks = (value,) * depth if isinstance(value, int) else tuple(value)
+        blocks = tuple(value) if isinstance(value, Sequence) else (value,) * depth
         if len(blocks) != depth:
             raise ValueError(
                 f"stage {stage} has {depth} blocks but {len(blocks)} {name}s: give one for all or one per block"

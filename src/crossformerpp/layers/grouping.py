@@ -127,8 +127,8 @@ class SamePart:
 class PaddedGrouping:
     """The literal definition: rows in map order, padded for attention, the padded keys masked.
 
-    For graphs whose H and W are symbols, where the parts of a map cannot be told apart. It is written with gathers:
-    padding and cropping by symbolic amounts would restrict the sizes that an exported graph takes.
+    For exported graphs whose H and W are symbols, where the parts of a map cannot be told apart. It is written with
+    gathers: padding and cropping by symbolic amounts would restrict the sizes that an exported graph takes.
     """
 
     batch: int
@@ -146,45 +146,80 @@ class PaddedGrouping:
         B, H, W, G = self.batch, self.height, self.width, self.group_size
         if min(H, W) <= G:
             return [Groups(rows.view(B, H * W, -1), H, W)]
-        y, x = self._positions(H, rows.device), self._positions(W, rows.device)
-        y, x = y[:, None, :, None, :, None], x[None, :, None, :, None, :]  # n m I I G G
-        nearest = y.clamp(max=H - 1) * W + x.clamp(max=W - 1)
-        is_real = ((y < H) & (x < W)).expand(B, *nearest.shape).reshape(-1, 1, 1, G * G)
-        tokens = rows.view(B, H * W, -1).index_select(1, nearest.flatten())
+        positions = _padded_members(H, W, G, self.interval, rows.device)
+        is_real = (positions >= 0).view(-1, 1, 1, G * G).repeat(B, 1, 1, 1)
+        tokens = rows.view(B, H * W, -1).index_select(1, positions.clamp(min=0))
         return [Groups(tokens.reshape(-1, G * G, rows.shape[-1]), G, G, is_real)]
 
     def join(self, groups: Sequence[Tensor]) -> Tensor:
         """B·S G·G C -> T C."""
-        B, H, W, G, interval = self.batch, self.height, self.width, self.group_size, self.interval
+        B, H, W, G = self.batch, self.height, self.width, self.group_size
         (tokens,) = groups
         C = tokens.shape[-1]
         if min(H, W) > G:
-            ny, oy, gy = self._places(torch.arange(H, device=tokens.device)[:, None])
-            nx, ox, gx = self._places(torch.arange(W, device=tokens.device))
-            group = (ny * self._regions(W) + nx) * interval * interval + oy * interval + ox
-            tokens = tokens.reshape(B, -1, C).index_select(1, (group * G * G + gy * G + gx).flatten())
+            places = _padded_places(H, W, G, self.interval, tokens.device)
+            tokens = tokens.reshape(B, -1, C).index_select(1, places)
         return tokens.reshape(B * H * W, C)
 
     def per_row(self, per_image: Tensor) -> Tensor:
         """A value per image, (B,) -> the value of every row's image, (T, 1)."""
         return per_image.repeat_interleave(self.height * self.width)[:, None]
 
-    def _regions(self, length: int) -> int:
-        region = self.group_size * self.interval
-        return (length + region - 1) // region
 
-    def _positions(self, length: int, device: torch.device) -> Tensor:
-        """The position along an axis of every member of every group, (regions, I, G)."""
-        region = self.group_size * self.interval
-        positions = torch.arange(self._regions(length) * region, device=device)
-        return positions.view(-1, self.group_size, self.interval).transpose(1, 2)
-
-    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Region, offset within the interval and number within the group of positions along an axis."""
-        region = self.group_size * self.interval
-        return positions // region, positions % self.interval, positions % region // self.interval
+def _num_regions(length: int, region: int) -> int:
+    return (length + region - 1) // region
 
 
+def _padded_members(height: int, width: int, group_size: int, interval: int, device: torch.device) -> Tensor:
+    """The map position of every member of every group of a padded map, −1 for padding: (S·G·G,)."""
+
+    def along_axis(length: int) -> Tensor:
+        positions = torch.arange(
+            _num_regions(length, group_size * interval) * group_size * interval, device=device
+        )
+        return positions.view(-1, group_size, interval).transpose(1, 2)  # regions I G
+
+    y = along_axis(height)[:, None, :, None, :, None]
+    x = along_axis(width)[None, :, None, :, None, :]
+    return torch.where((y < height) & (x < width), y * width + x, -1).flatten()  # n m I I G G
+
+
+def _padded_places(height: int, width: int, group_size: int, interval: int, device: torch.device) -> Tensor:
+    """The place of every map position among the members of all groups of a padded map: (H·W,)."""
+    region = group_size * interval
+    y, x = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    groups = (y // region * _num_regions(width, region) + x // region) * interval + y % interval
+    groups = groups * interval + x % interval
+    return ((groups * group_size + y % region // interval) * group_size + x % region // interval).flatten()
+
+
+@dataclass(frozen=True)
+class OpaqueGrouping:
+    """What `Grouping` does, left to run time: rows in map order, grouped inside one opaque operator.
+
+    For `torch.compile` with symbolic H and W. The operator sees real sizes, so one graph serves all of them, and
+    nothing is padded.
+    """
+
+    batch: int
+    height: int
+    width: int
+    group_size: int
+    interval: int = 1
+
+    @property
+    def is_map_order(self) -> bool:
+        return True
+
+    def per_row(self, per_image: Tensor) -> Tensor:
+        """A value per image, (B,) -> the value of every row's image, (T, 1)."""
+        return per_image.repeat_interleave(self.height * self.width)[:, None]
+
+    def as_tuple(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.group_size, self.interval
+
+
+MapGrouping = Grouping | PaddedGrouping | OpaqueGrouping
 AnyGrouping = Grouping | PaddedGrouping | SamePart
 
 
@@ -193,11 +228,12 @@ def map_order(batch: int, height: int, width: int) -> Grouping:
     return Grouping(batch, height, width, group_size=max(height, width))
 
 
-def regroup(rows: Tensor, source: Grouping | PaddedGrouping, target: Grouping | PaddedGrouping) -> Tensor:
+def regroup(rows: Tensor, source: MapGrouping, target: MapGrouping) -> Tensor:
     """Rows (T, C) in the order of `source` -> in the order of `target`: the same tensor where the orders agree."""
     if source == target or (source.is_map_order and target.is_map_order):
         return rows
-    assert isinstance(source, Grouping) and isinstance(target, Grouping)
+    assert isinstance(source, Grouping)
+    assert isinstance(target, Grouping)
     index = _regroup_index if torch.compiler.is_compiling() else _cached_regroup_index
     return _Permute.apply(rows, index(source, target, rows.device), index(target, source, rows.device))
 
@@ -206,12 +242,12 @@ class _Permute(torch.autograd.Function):
     """A gather whose gradient is the inverse gather: autograd's own would scatter-add."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grad.index_select(0, inverse), None, None
 
@@ -249,7 +285,9 @@ def _axis(length: int, group_size: int, interval: int) -> list[tuple[list[int], 
 
 
 @lru_cache(maxsize=512)
-def _partition(height: int, width: int, group_size: int, interval: int) -> tuple[tuple[Part, ...], np.ndarray]:
+def _partition(
+    height: int, width: int, group_size: int, interval: int
+) -> tuple[tuple[Part, ...], np.ndarray]:
     """The parts of a map, and the map position (row-major) of its tokens part after part, (L,)."""
     if min(height, width) <= group_size:
         return (Part(1, height, width),), np.arange(height * width)

@@ -9,9 +9,9 @@ table of the (2gh−1)·(2gw−1) offsets that occur: O(G²) evaluations in plac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from crossformerpp.layers.execution import is_plain_eager
 
 GroupSide = tuple[int, int]
+PositionBias = Callable[[Sequence[GroupSide], torch.dtype | None], list[Tensor]]
 
 
 def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
@@ -40,6 +41,34 @@ def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
         needed.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1)
     )  # h, windows y, windows x, key y, key x
     return windows.flip(1, 2).reshape(heads, height * width, height * width)
+
+
+def spread_table(
+    table: Callable[[int, int], Tensor], sizes: Sequence[GroupSide], dtype: torch.dtype | None
+) -> list[Tensor]:
+    """The biases of groups of `sizes` from one evaluation of `table`, at the largest height and width."""
+    values = table(max(height for height, _ in sizes), max(width for _, width in sizes)).to(dtype)
+    return [bias_from_table(values, *size) for size in sizes]
+
+
+def dynamic_bias_table(parameters: Sequence[Tensor], residual: bool, height: int, width: int) -> Tensor:
+    """The MLP of `DynamicPositionBias` on all offsets, from its parameters in order: (h, 2·height−1, 2·width−1).
+
+    In float32 also under autocast and in half precision: it is small, and every attention hangs on it.
+    """
+    device = parameters[0].device
+    y = torch.arange(1 - height, height, device=device, dtype=torch.float32)
+    x = torch.arange(1 - width, width, device=device, dtype=torch.float32)
+    offsets = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    weight, bias, *layers = (parameter.float() for parameter in parameters)
+    with _without_autocast(device):
+        hidden = F.linear(offsets, weight, bias)
+        for i in range(0, len(layers), 4):
+            norm_weight, norm_bias, weight, bias = layers[i : i + 4]
+            out = F.layer_norm(hidden, norm_weight.shape, norm_weight, norm_bias).relu()
+            out = F.linear(out, weight, bias)
+            hidden = hidden + out if residual and i < 8 else out
+    return hidden.t().view(-1, 2 * height - 1, 2 * width - 1)
 
 
 class DynamicPositionBias(nn.Module):
@@ -71,7 +100,7 @@ class DynamicPositionBias(nn.Module):
         """The biases of groups of `sizes`, each (h, N, N), in `dtype` (default: the weights')."""
         dtype = dtype or self.embed.weight.dtype
         if self.training or torch.is_grad_enabled() or not is_plain_eager(*self.parameters()):
-            return self._evaluate(sizes, dtype)
+            return spread_table(self.table, sizes, dtype)
         key = (self._fingerprint(), dtype)
         remembered = self._remembered  # read once: another thread may replace it
         if remembered is None or not _same(remembered[0], key):
@@ -80,7 +109,7 @@ class DynamicPositionBias(nn.Module):
         if missing:
             # An inference tensor in store would poison a later forward under plain no_grad.
             with torch.inference_mode(False), torch.no_grad():
-                fresh = dict(zip(missing, self._evaluate(missing, dtype), strict=True))
+                fresh = dict(zip(missing, spread_table(self.table, missing, dtype), strict=True))
             kept = {**remembered[1], **fresh}
             kept = dict(list(kept.items())[-max(_MAX_REMEMBERED, len(sizes)) :])
             self._remembered = (key, kept)
@@ -88,20 +117,8 @@ class DynamicPositionBias(nn.Module):
         return [remembered[1][size] for size in sizes]
 
     def table(self, height: int, width: int) -> Tensor:
-        """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32.
-
-        float32 also under autocast and in half precision: it is small, and every attention hangs on it.
-        """
-        device = self.embed.weight.device
-        y = torch.arange(1 - height, height, device=device, dtype=torch.float32)
-        x = torch.arange(1 - width, width, device=device, dtype=torch.float32)
-        offsets = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
-        with _without_autocast(device):
-            hidden = F.linear(offsets, self.embed.weight.float(), self.embed.bias.float())
-            for i, layer in enumerate(self.layers):
-                out = _norm_relu_linear(hidden, *cast(nn.Sequential, layer))
-                hidden = hidden + out if self.residual and i < 2 else out
-        return hidden.t().view(-1, 2 * height - 1, 2 * width - 1)
+        """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32."""
+        return dynamic_bias_table(list(self.parameters()), self.residual, height, width)
 
     def fold(self, height: int, width: int) -> RelativePositionBias:
         """A fixed relative position bias with this module's values: identical for groups up to `height`×`width`."""
@@ -113,10 +130,6 @@ class DynamicPositionBias(nn.Module):
     def forget(self) -> None:
         """Drop the remembered biases."""
         self._remembered = None
-
-    def _evaluate(self, sizes: Sequence[GroupSide], dtype: torch.dtype) -> list[Tensor]:
-        table = self.table(max(h for h, _ in sizes), max(w for _, w in sizes)).to(dtype)
-        return [bias_from_table(table, *size) for size in sizes]
 
     def _fingerprint(self) -> Any:
         parameters = list(self.parameters())
@@ -166,12 +179,6 @@ class RelativePositionBias(nn.Module):
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def _norm_relu_linear(x: Tensor, norm: nn.LayerNorm, act: nn.ReLU, linear: nn.Linear) -> Tensor:
-    """One layer of the MLP in float32, whatever the weights' precision."""
-    x = F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-    return F.linear(act(x), linear.weight.float(), linear.bias.float())
 
 
 # Sizes whose biases are remembered: a map that does not divide has up to nine, some more for a second input size.

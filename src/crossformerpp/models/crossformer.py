@@ -21,10 +21,18 @@ from crossformerpp.layers.cooling import AmplitudeCoolingLayer, is_cooled
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
 from crossformerpp.layers.execution import is_plain_eager
 from crossformerpp.layers.group_size import PerBlock, expand_per_block
-from crossformerpp.layers.grouping import AnyGrouping, Grouping, PaddedGrouping, map_order, regroup
+from crossformerpp.layers.grouping import (
+    AnyGrouping,
+    Grouping,
+    MapGrouping,
+    OpaqueGrouping,
+    PaddedGrouping,
+    map_order,
+    regroup,
+)
 from crossformerpp.layers.position import DynamicPositionBias
 
-# Released models have a DPB of width D/16. # Deviation: the paper says D/4, which its own parameter counts rule out.
+# Deviation: the paper gives the DPB a width of D/4; its own parameter counts and the released models have D/16.
 _DPB_RATIO = 16
 _MIN_SIZE = 32
 
@@ -70,19 +78,26 @@ class CrossFormerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.cooling = AmplitudeCoolingLayer(dim) if cooling else None
 
-    def grouping(self, batch: int, height: int, width: int) -> Grouping | PaddedGrouping:
+    def grouping(self, batch: int, height: int, width: int) -> MapGrouping:
         """How this block groups `batch` maps of `height`×`width`."""
         interval = self.interval if self.distance == "long" else 1
-        kind = PaddedGrouping if _sizes_are_symbols(height, width) else Grouping
+        kind: type[MapGrouping] = Grouping
+        if _sizes_are_symbols(height, width):
+            opaque = not torch.compiler.is_exporting() and self.attn.attn_drop == 0.0
+            kind = OpaqueGrouping if opaque else PaddedGrouping
         return kind(batch, height, width, self.group_size, interval)
 
-    def forward(self, x: Tensor, grouping: Grouping | PaddedGrouping) -> Tensor:
+    def forward(self, x: Tensor, grouping: MapGrouping) -> Tensor:
         if isinstance(grouping, Grouping) and self._runs_in_chunks(x):
             return self._forward_in_chunks(x, grouping)
         return self._forward(x, grouping, self._keep(x, grouping), self._keep(x, grouping))
 
     def _forward(
-        self, x: Tensor, grouping: AnyGrouping, keep1: Tensor | None = None, keep2: Tensor | None = None
+        self,
+        x: Tensor,
+        grouping: AnyGrouping | MapGrouping,
+        keep1: Tensor | None = None,
+        keep2: Tensor | None = None,
     ) -> Tensor:
         x = _add(x, self.attn(self.norm1(x), grouping), keep1)
         return _add(x, self.mlp(self.norm2(x)), keep2)
@@ -105,8 +120,8 @@ class CrossFormerBlock(nn.Module):
             and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
         )
 
-    def _keep(self, x: Tensor, grouping: Grouping | PaddedGrouping) -> Tensor | None:
-        """Stochastic depth (per image): the factor of every row's branch, (T, 1), 0 or 1 / probability to keep."""
+    def _keep(self, x: Tensor, grouping: MapGrouping) -> Tensor | None:
+        """Stochastic depth per image: the factor of every row's branch, (T, 1); 0 or 1 / P(keep)."""
         if not self.training or self.drop_path == 0.0:
             return None
         keep = 1.0 - self.drop_path
@@ -138,7 +153,7 @@ class CrossFormerStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x)
         B, H, W, C = x.shape
-        order: Grouping | PaddedGrouping
+        order: MapGrouping
         order = in_map_order = map_order(B, H, W)
         x = x.reshape(B * H * W, C)
         for block in cast("list[CrossFormerBlock]", self.blocks):
@@ -158,8 +173,8 @@ class CrossFormerStage(nn.Module):
 class CrossFormer(nn.Module):
     """The backbone and its classification head: final LayerNorm, mean over tokens, Linear.
 
-    Any image of at least 32×32 is taken; a size that is no multiple of 32 is padded by each CEL as needed, so that
-    the stages' maps have ceil(H/4), ceil(H/8), ceil(H/16) and ceil(H/32) rows.
+    Any image of at least 32×32 is taken; a size that is no multiple of 32 is padded by each CEL as needed,
+    so that the stages' maps have ceil(H/4), ceil(H/8), ceil(H/16) and ceil(H/32) rows.
 
     Args:
         embed_dim: D1, doubled from stage to stage.

@@ -1,0 +1,151 @@
+"""Embedding, cooling, group sizes, projection and attention."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from crossformerpp.layers import (
+    AmplitudeCoolingLayer,
+    CrossScaleEmbedding,
+    GroupAttention,
+    Linear,
+    allocate_dims,
+    expand_per_block,
+    linear_group_sizes,
+)
+from crossformerpp.layers.cooling import is_cooled
+
+
+@pytest.mark.parametrize(
+    ("kernels", "expected"), [(1, [96]), (2, [48, 48]), (3, [48, 24, 24]), (4, [48, 24, 12, 12])]
+)
+def test_halving_allocation_is_figure_3(kernels, expected):
+    assert allocate_dims(96, kernels) == expected
+
+
+def test_equal_allocation_is_table_vii():
+    assert allocate_dims(96, 4, "equal") == [24, 24, 24, 24]
+
+
+@pytest.mark.parametrize(
+    ("dim", "kernels", "allocation"), [(100, 4, "halving"), (98, 4, "equal"), (96, 4, "thirds")]
+)
+def test_allocation_that_does_not_fit(dim, kernels, allocation):
+    with pytest.raises(ValueError, match=r"multiple of|unknown allocation"):
+        allocate_dims(dim, kernels, allocation)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (35, 64), (100, 37)])
+def test_embedding_has_ceil_many_tokens_and_only_zeros_beyond_the_image(height, width):
+    embedding = CrossScaleEmbedding(3, 32, (4, 8, 16, 32), 4, norm="after")
+    x = torch.randn(1, height, width, 3)
+    out = embedding(x)
+    assert out.shape == (1, -(-height // 4), -(-width // 4), 32)
+    padded = F.pad(x, (0, 0, 0, -width % 4, 0, -height % 4))
+    torch.testing.assert_close(out, embedding(padded))
+
+
+def test_patches_of_a_token_share_their_centre():
+    """Fig. 3: all kernels of a token are centred alike."""
+    embedding = CrossScaleEmbedding(1, 8, (4, 8, 16, 32), 4, norm="after")
+    embedding.norm = torch.nn.Identity()
+    x = torch.zeros(1, 64, 64, 1, requires_grad=True)
+    for channel in (0, 4, 6, 7):
+        (grad,) = torch.autograd.grad(embedding(x)[0, 8, 8, channel], x)
+        ys, xs = grad[0, :, :, 0].nonzero(as_tuple=True)
+        assert (ys.min() + ys.max()) / 2 == (xs.min() + xs.max()) / 2 == 8 * 4 + 1.5
+        assert ys.max() - ys.min() + 1 == {0: 4, 4: 8, 6: 16, 7: 32}[channel]
+
+
+@pytest.mark.parametrize("kernels", [(2,), (5, 8), ()])
+def test_kernels_that_do_not_fit_the_stride(kernels):
+    with pytest.raises(ValueError, match="kernel size"):
+        CrossScaleEmbedding(3, 32, kernels, 4, norm="after")
+
+
+def test_later_embeddings_norm_their_input():
+    embedding = CrossScaleEmbedding(16, 32, (2, 4), 2, norm="before")
+    x = torch.randn(2, 8, 8, 16)
+    torch.testing.assert_close(embedding(x), embedding(x * 3 + 1), atol=1e-4, rtol=1e-4)
+
+
+def test_cooling_bounds_the_amplitude_whatever_comes_in():
+    layer = AmplitudeCoolingLayer(16)
+    x = torch.randn(2, 9, 7, 16)
+    torch.testing.assert_close(layer(x * 1000).std(), layer(x).std(), atol=0.1, rtol=0.1)
+    assert layer(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("depth", "interval", "expected"),
+    [(18, 3, [2, 5, 8, 11, 14]), (6, 3, [2]), (2, 3, []), (4, 1, [0, 1, 2]), (18, None, [])],
+)
+def test_cooling_positions(depth, interval, expected):
+    assert [j for j in range(depth) if is_cooled(j, depth, interval)] == expected
+
+
+def test_linear_group_sizes_grow_from_4_to_14():
+    sizes = linear_group_sizes((2, 2, 18, 2))
+    flat = [size for stage in sizes[:3] for size in stage]
+    assert flat[0] == 4
+    assert flat[-1] == 14
+    assert flat == sorted(flat)
+    assert sizes[3] == (7, 7)
+    assert max(b - a for a, b in itertools.pairwise(flat)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ((4, 0, 7, 7), "group size 0"),
+        ((4, 4, 7), "3 group sizes"),
+        ((4, 4, (4, 7), 7), "18 blocks but 2"),
+        ((4, 4, 7.5, 7), "7.5"),
+    ],
+)
+def test_group_sizes_that_do_not_fit(values, match):
+    with pytest.raises(ValueError, match=match):
+        expand_per_block(values, (2, 2, 18, 2), "group size")
+
+
+def test_dimension_that_the_heads_do_not_divide():
+    with pytest.raises(ValueError, match="64 is no multiple of the 5 heads"):
+        GroupAttention(64, 5, None)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 12), (0, 12)])
+def test_projection_equals_torch_linear_with_gradients(bias, shape):
+    ours = Linear(12, 7, bias=bias)
+    theirs = torch.nn.Linear(12, 7, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(shape, requires_grad=True)
+    weight = torch.randn(*shape[:-1], 7)
+    a = torch.autograd.grad((ours(x) * weight).sum(), [x, *ours.parameters()])
+    b = torch.autograd.grad((theirs(x) * weight).sum(), [x, *theirs.parameters()])
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(a, b)
+
+
+def test_projection_can_be_differentiated_twice():
+    ours, x = Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(ours(x).pow(3).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), ours.weight)
+    (expected,) = torch.autograd.grad(
+        torch.autograd.grad(F.linear(x, ours.weight, ours.bias).pow(3).sum(), x, create_graph=True)[0].sum(),
+        ours.weight,
+    )
+    torch.testing.assert_close(second, expected)
+
+
+def test_projection_is_seen_by_counters_transforms_and_autocast():
+    ours, x = Linear(4, 3), torch.randn(5, 4)
+    with FlopCounterMode(display=False) as counter:
+        ours(x)
+    assert counter.get_total_flops() == 2 * 5 * 4 * 3
+    torch.testing.assert_close(torch.vmap(ours)(x), ours(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ours(x).dtype == torch.bfloat16

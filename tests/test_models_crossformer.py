@@ -1,0 +1,275 @@
+"""The model: any size, the literal implementation's result, timm's contract."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from benchmarks.literal import LiteralCrossFormer
+from timm.models import group_parameters
+from timm.optim import param_groups_layer_decay
+
+from crossformerpp import VARIANTS, CrossFormer
+
+TINY = {"embed_dim": 32, "depths": (1, 2, 4, 1), "num_heads": (1, 2, 4, 8), "num_classes": 10}
+NAMES = sorted(VARIANTS)
+
+
+def _tiny(name: str = "crossformerpp_small", **kwargs) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**TINY, **kwargs}).eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_variant_is_a_timm_model(name):
+    assert timm.is_model(name)
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=7, in_chans=1, drop_path_rate=0.1)
+    assert isinstance(model, CrossFormer)
+    assert model(torch.empty(2, 1, 224, 224, device="meta")).shape == (2, 7)
+    assert model.pretrained_cfg["classifier"] == "head.fc"
+
+
+@pytest.mark.parametrize("name", ["crossformer_small", "crossformerpp_small"])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (224, 224), (256, 448)])
+def test_equals_the_literal_implementation(name, size):
+    model = _tiny(name)
+    options = {**VARIANTS[name], **TINY}
+    literal = LiteralCrossFormer(**options).eval()
+    literal.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), literal(x), atol=1e-5, rtol=1e-4)
+        for ours, theirs in zip(
+            model.forward_intermediates(x, intermediates_only=True), literal.features(x), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 97), (50, 50), (101, 64)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_size_gives_ceil_maps(size, batch):
+    model = _tiny(features_only=True)
+    with torch.no_grad():
+        maps = model(torch.randn(batch, 3, *size))
+    for i, y in enumerate(maps):
+        s = 4 * 2**i
+        assert y.shape == (batch, 32 * 2**i, -(-size[0] // s), -(-size[1] // s))
+        assert y.isfinite().all()
+
+
+def test_images_of_a_batch_do_not_touch_each_other():
+    model, x = _tiny(), torch.randn(3, 3, 72, 100)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(x), torch.cat([model(image[None]) for image in x]), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_nothing_is_kept_between_calls():
+    """Small image, large image, small image: the first and the last agree (as does another instance)."""
+    model = _tiny()
+    small, large = torch.randn(1, 3, 48, 48), torch.randn(1, 3, 200, 168)
+    with torch.no_grad():
+        first = model(small)
+        model(large)
+        assert torch.equal(first, model(small))
+        assert torch.equal(model(large), copy.deepcopy(model)(large))
+
+
+def test_chunked_equals_whole(monkeypatch):
+    model, x = _tiny(), torch.randn(2, 3, 120, 88)
+    with torch.no_grad():
+        monkeypatch.setattr("crossformerpp.models.crossformer._CHUNK_ELEMENTS", 1 << 30)
+        whole = model(x)
+        monkeypatch.setattr("crossformerpp.models.crossformer._CHUNK_ELEMENTS", 1000)
+        torch.testing.assert_close(model(x), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_hooks_see_all_tokens_of_a_layer(monkeypatch):
+    monkeypatch.setattr("crossformerpp.models.crossformer._CHUNK_ELEMENTS", 100)
+    model, seen = _tiny(), []
+    model.stages[0].blocks[0].norm1.register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert seen == [(256, 32)]
+
+
+def test_every_parameter_gets_a_gradient():
+    model = _tiny(cooling=3).train()
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_checkpointing_changes_no_gradient():
+    model = _tiny(cooling=3).train()
+    x = torch.randn(2, 3, 64, 80)
+    gradients = []
+    for enable in (False, True):
+        model.zero_grad()
+        model.set_grad_checkpointing(enable)
+        model(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_features_only_and_out_indices():
+    model = _tiny(features_only=True, out_indices=(1, 3))
+    assert model.feature_info.channels() == [64, 256]
+    assert model.feature_info.reduction() == [8, 32]
+    full = _tiny(features_only=True)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        a, b = model(x), full(x)
+    assert torch.equal(a[0], b[1])
+    assert torch.equal(a[1], b[3])
+    assert a[0].is_contiguous()
+
+
+def test_forward_intermediates():
+    model, x = _tiny(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        assert torch.equal(final, model.forward_features(x))
+        assert len(maps) == 4
+        (last,) = model.forward_intermediates(
+            x, indices=[-1], intermediates_only=True, norm=True, output_fmt="NHWC"
+        )
+        assert torch.equal(last, final)
+        (second,) = model.forward_intermediates(x, indices=[1], intermediates_only=True, stop_early=True)
+        assert torch.equal(second, maps[1])
+    with pytest.raises(ValueError, match="NLC"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+def test_prune_intermediate_layers():
+    model, x = _tiny(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)[0]
+        model.prune_intermediate_layers([1], prune_norm=True)
+        assert len(model.stages) == 2
+        assert torch.equal(model.forward_intermediates(x, indices=[1], intermediates_only=True)[0], expected)
+
+
+def test_heads_and_pooling():
+    model, x = _tiny(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape == (2, 2, 2, model.num_features)
+        pooled = model.forward_head(features, pre_logits=True)
+        torch.testing.assert_close(pooled, features.mean((1, 2)))
+        torch.testing.assert_close(model(x), model.get_classifier()(pooled))
+        model.reset_classifier(5)
+        assert model(x).shape == (2, 5)
+        model.reset_classifier(0)
+        assert torch.equal(model(x), pooled)
+        model.reset_classifier(0, "")
+        assert torch.equal(model(x), features)
+        torch.testing.assert_close(
+            _tiny(global_pool="max").forward_head(features, pre_logits=True), features.amax((1, 2))
+        )
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_layer_groups_name_every_parameter_and_ascend(coarse):
+    model = _tiny(cooling=3)
+    groups = group_parameters(model, model.group_matcher(coarse=coarse))
+    names = [name for group in groups.values() for name in group]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    layer_of = {name: number for number, group in groups.items() for name in group}
+    first = layer_of["stages.0.embedding.projections.0.weight"]
+    assert first == min(groups)
+    assert layer_of["stages.1.blocks.0.norm1.weight"] > layer_of["stages.0.blocks.0.norm1.weight"]
+    assert layer_of["stages.1.embedding.norm.weight"] > layer_of["stages.0.blocks.0.norm1.weight"]
+    assert layer_of["stages.3.blocks.0.norm1.weight"] > layer_of["stages.2.blocks.3.norm1.weight"]
+    assert layer_of["head.fc.weight"] == max(groups)
+
+
+def test_layer_decay_of_timm():
+    groups = param_groups_layer_decay(_tiny(), weight_decay=0.05, layer_decay=0.8)
+    scales = [group["lr_scale"] for group in groups]
+    assert min(scales) < 0.3
+    assert max(scales) == 1.0
+
+
+def test_group_sizes_change_no_weight():
+    base = _tiny("crossformer_small")
+    dense = _tiny("crossformer_small", group_sizes=(14, 14, 7, 7), intervals=(16, 8, 2, 1))
+    dense.load_state_dict(base.state_dict())
+    x = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        assert not torch.allclose(base(x), dense(x))
+
+
+def test_group_sizes_per_block_and_other_overrides():
+    model = _tiny(
+        group_sizes=(4, 4, (4, 5, 6, 7), 7),
+        kernel_sizes=((8,), (2,), (2, 4), (2,)),
+        cooling=2,
+        allocation="equal",
+    )
+    assert [block.group_size for block in model.stages[2].blocks] == [4, 5, 6, 7]
+    assert [block.cooling is not None for block in model.stages[2].blocks] == [False, True, False, False]
+    assert [block.distance for block in model.stages[2].blocks] == ["short", "long", "short", "long"]
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"group_sizes": (0, 4, 14, 7)}, "group size 0"),
+        ({"intervals": (4, -1, 1, 1)}, "interval -1"),
+        ({"num_heads": (1, 2, 4)}, "num_heads has 3"),
+        ({"cooling": 0}, "cooling 0"),
+        ({"embed_dim": 36}, "multiple of 8"),
+    ],
+)
+def test_arguments_that_do_not_fit(options, match):
+    with pytest.raises(ValueError, match=match):
+        _tiny(**options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [
+        ((1, 3, 31, 64), "31x64.*at least 32x32"),
+        ((1, 4, 64, 64), r"\(batch, 3, height, width\)"),
+        ((3, 64, 64), "expected"),
+    ],
+)
+def test_inputs_that_do_not_fit(shape, match):
+    with pytest.raises(ValueError, match=match):
+        _tiny()(torch.randn(shape))
+
+
+def test_drop_path_drops_whole_branches_of_an_image():
+    model = _tiny(depths=(1, 1, 1, 1), drop_path_rate=0.9).train()
+    block = model.stages[3].blocks[0]
+    grouping = block.grouping(64, 2, 2)
+    keep = block._keep(torch.zeros(64 * 4, 8), grouping).view(64, 4)
+    assert torch.equal(keep, keep[:, :1].expand(64, 4))
+    assert {round(v, 3) for v in keep.unique().tolist()} <= {0.0, 10.0}
+    assert 0 < (keep[:, 0] == 0).sum() < 65
+    assert model.stages[0].blocks[0].drop_path == 0.0
+
+
+def test_initialisation():
+    model = timm.create_model("crossformerpp_small", depths=(1, 1, 1, 1))
+    fc = model.stages[2].blocks[0].mlp.fc1
+    assert fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not fc.bias.any()
+
+
+def test_half_precision_is_finite_and_close():
+    model, x = _tiny(), torch.randn(2, 3, 96, 80)
+    with torch.no_grad():
+        full = model(x)
+        half = copy.deepcopy(model).bfloat16()(x.bfloat16()).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = model(x).float()
+    for other in (half, mixed):
+        assert other.isfinite().all()
+        torch.testing.assert_close(other, full, atol=0.05 * full.abs().max().item(), rtol=0.05)

@@ -1,0 +1,83 @@
+"""Export and compilation, with fixed and with symbolic sizes."""
+
+import pytest
+import timm
+import torch
+from torch.export import Dim
+
+import crossformerpp  # noqa: F401
+
+OPTIONS = {"embed_dim": 32, "depths": (2, 2, 3, 1), "num_heads": (1, 2, 4, 8), "num_classes": 10}
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    return timm.create_model("crossformerpp_small", **OPTIONS).eval()
+
+
+def _assert_same(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_export_of_one_size(model):
+    x = torch.randn(2, 3, 100, 132)
+    _assert_same(torch.export.export(model, (x,)).module()(x), model(x))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_export_with_symbolic_sizes(model):
+    sizes = {
+        0: Dim("batch", min=1, max=64),
+        2: Dim("height", min=288, max=2048),
+        3: Dim("width", min=288, max=2048),
+    }
+    program = torch.export.export(model, (torch.randn(2, 3, 320, 352),), dynamic_shapes=(sizes,)).module()
+    for shape in [(1, 3, 320, 352), (3, 3, 384, 512), (2, 3, 333, 401)]:
+        x = torch.randn(shape)
+        _assert_same(program(x), model(x))
+
+
+@torch.no_grad()
+def test_compiled_graph_is_whole_and_serves_every_size(model):
+    """Captured once for symbolic sizes: no graph break and, batch and sizes apart, no second graph."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for shape in [(2, 3, 256, 320), (3, 3, 64, 96), (4, 3, 131, 224), (5, 3, 448, 100)]:
+        x = torch.randn(shape)
+        _assert_same(compiled(x), model(x))
+    assert len(graphs) == 1
+
+
+def test_compiled_graph_with_symbolic_sizes_trains(model):
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in [(2, 3, 64, 96), (3, 3, 75, 110)]:
+        x = torch.randn(shape)
+        gradients = []
+        for module in (model, compiled):
+            model.zero_grad()
+            module(x).square().sum().backward()
+            gradients.append([p.grad.clone() for p in model.parameters()])
+        for a, b in zip(*gradients, strict=True):
+            _assert_same(a, b, atol=1e-4 * max(1.0, a.abs().max().item()))
+
+
+@pytest.mark.slow
+def test_inductor_equals_eager_forward_and_backward(model):
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(2, 3, 72, 64)
+    with torch.no_grad():
+        _assert_same(compiled(x), model(x))
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    for a, b in zip(
+        torch.autograd.grad(compiled(x).square().sum(), list(model.parameters())), expected, strict=True
+    ):
+        _assert_same(a, b, atol=1e-4 * max(1.0, b.abs().max().item()))
