@@ -1,7 +1,7 @@
 """Say what is in images: a checkpoint, some files or folders, a prediction and a picture for each."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_size
 from crossformerpp.data.writing import claim_folder, write_json
+from crossformerpp.recipes.load import apply_overrides, parse_recipe
 from crossformerpp.tasks.plug import Prediction, Predictor, find_task
 from crossformerpp.tasks.saved import open_saved
 
@@ -30,17 +31,23 @@ class Predicted:
         return {"image": str(self.image), **self.prediction.to_json(), "pictures": pictures}
 
 
-def load_predictor(path: Path, device: str = "auto", **options: Any) -> Predictor:
+def load_predictor(
+    path: Path, device: str = "auto", overrides: Iterable[str] = (), **options: Any
+) -> Predictor:
     """A predictor for a run directory or a checkpoint.
 
     Args:
         device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
+        overrides: `a.b=value` texts that change the run's recipe, e.g. how a segmenter looks at images.
         options: The task's own, e.g. `top_k`.
 
     Raises:
         ValueError: There is no such checkpoint, or it cannot be used.
     """
     saved = open_saved(path)
+    values = saved.recipe.model_dump()
+    apply_overrides(values, overrides)
+    saved = replace(saved, recipe=parse_recipe(values, f"in {saved.path}"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return find_task(saved.recipe.task).predictor(saved, device=device, **options)

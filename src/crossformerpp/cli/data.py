@@ -1,43 +1,75 @@
 """`crossformer data`: look at a data set before training on it; write the built-in one."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_table
+from crossformerpp.cli.output import say, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
 
-app = typer.Typer(help="Check a data set in COCO's format; write digit_scenes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check a data set in COCO's format, or of images and masks; write digit_scenes.",
+    no_args_is_help=True,
+)
 
 
 @app.command()
 def check(
-    path: Annotated[Path, typer.Argument(help="An annotation file, or a folder with its splits.")],
+    path: Annotated[
+        Path, typer.Argument(help="An annotation file, or a folder with its splits, or of images and masks.")
+    ],
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images; default: found beside the file.")
     ] = None,
+    palette: Annotated[
+        Path | None, typer.Option(help="Table name,r,g,b of the classes, for masks of colours.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong with a data set in COCO's format; exit status 1 if anything is."""
-    from crossformerpp.data.check import check_coco
+    """Say what is wrong with a data set; exit status 1 if anything is."""
+    from crossformerpp.data.segmentation import has_masks
 
-    reports = []
-    for report in check_coco(path, images):
-        reports.append(report)
-        if as_json:
-            continue
-        counts = [(name, str(count)) for name, count in report.counts.items()]
-        say(f"{report.annotations}, images in {report.images}:")
-        show_table(("what", "count"), counts)
-        classes = [(name, str(count)) for name, count in report.objects_per_class.items()]
-        show_table(("class", "objects"), classes)
-        for line in report.problems or ["nothing wrong"]:
-            say(line)
+    reports: list[Any] = []
+    is_of_masks = path.is_dir() and has_masks(path)
+    if not is_of_masks or any((path / "annotations").glob("*.json")):
+        reports += _check_coco(path, images, as_json)
+    if is_of_masks:
+        reports += _check_masks(path, palette, as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
         raise typer.Exit(1)
+
+
+def _check_coco(path: Path, images: Path | None, as_json: bool) -> Iterator[Any]:
+    from crossformerpp.data.check import check_coco
+
+    for report in check_coco(path, images):
+        yield report
+        if not as_json:
+            say(f"{report.annotations}, images in {report.images}:")
+            _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
+
+
+def _check_masks(path: Path, palette: Path | None, as_json: bool) -> Iterator[Any]:
+    from crossformerpp.data.check_masks import check_masks
+    from crossformerpp.data.segmentation import open_splits
+
+    for which, source in open_splits(path, palette):
+        report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"))
+        yield report
+        if not as_json:
+            say(f"{path}, masks, {which}:")
+            _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
+
+
+def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
+    show_table(("what", "count"), [(name, str(count)) for name, count in report.counts.items()])
+    show_table(("class", what), classes)
+    for line in report.problems or ["nothing wrong"]:
+        say(line)
 
 
 @app.command(name="digit-scenes")

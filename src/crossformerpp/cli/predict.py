@@ -1,12 +1,12 @@
 """`crossformer predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from crossformerpp.cli.output import say, show_json, show_table, track
-from crossformerpp.cli.train import AsJson, Overwrite
+from crossformerpp.cli.train import AsJson, Overrides, Overwrite
 
 
 def predict(
@@ -19,6 +19,7 @@ def predict(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Least score of an object that is told; default: 0.5.")
     ] = None,
+    overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -28,8 +29,11 @@ def predict(
     from crossformerpp.data.writing import fresh_folder
 
     found = room.find_images(images)
-    options = {"top_k": top_k} | ({} if min_score is None else {"min_score": min_score})
-    predictor = room.load_predictor(checkpoint, device, **options)
+    # of several images the bar counts images, of a single large one its windows
+    options: dict[str, Any] = {"top_k": top_k, "show_progress": len(found) == 1}
+    if min_score is not None:
+        options["min_score"] = min_score
+    predictor = room.load_predictor(checkpoint, device, overrides or (), **options)
     folder = out or fresh_folder(Path("predictions"))
     predictions = room.predict(predictor, found, folder, overwrite=overwrite)
     results = list(track(predictions, len(found), "predict"))

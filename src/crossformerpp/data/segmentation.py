@@ -10,6 +10,7 @@ Folders below these are searched too. `classes.txt` beside them names the labels
 """
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from crossformerpp.data.mask_files import (
 )
 from crossformerpp.data.split import Which
 
+_WHOLE: Which = "test"
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "validation"}
 
 
@@ -127,6 +129,28 @@ def open_folder(
     if which != "test":
         pairs = _split(pairs, which, val_fraction, seed, root)
     return _assemble(pairs, names, colors, code)
+
+
+def has_masks(root: Path) -> bool:
+    """Whether a folder is one for segmentation."""
+    return is_ade20k(root) or (root / "masks").is_dir()
+
+
+def open_splits(root: Path, palette: Path | None = None) -> Iterator[tuple[Which, MaskedImages]]:
+    """The splits that a folder for segmentation has; "test" is all of one that has none.
+
+    Raises:
+        ValueError: As `open_ade20k` and `open_folder`.
+    """
+    splits: list[Which] = ["train", "val"]
+    if is_ade20k(root):
+        for which in splits:
+            if (root / "images" / _ADE_SPLITS[which]).is_dir():
+                yield which, open_ade20k(root, which)
+        return
+    halves = [which for which in splits if (root / "images" / which).is_dir()]
+    for which in halves or [_WHOLE]:
+        yield which, open_folder(root, which, palette=palette)
 
 
 @dataclass(frozen=True)

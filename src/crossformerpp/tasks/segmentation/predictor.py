@@ -81,8 +81,13 @@ class SegmentationPredictor:
 
     columns: Sequence[str] = ("class", "share", "probability")
 
-    def __init__(self, saved: SavedRun, device: str | torch.device = "cpu", **_: Any) -> None:
+    def __init__(
+        self, saved: SavedRun, device: str | torch.device = "cpu", show_progress: bool = False, **_: Any
+    ) -> None:
         """
+        Args:
+            show_progress: Let a bar on stderr count the windows of a large image, if somebody looks at it.
+
         Raises:
             ValueError: The weights do not fit their recipe, or the recipe asks for the probabilities of an
                 unknown class.
@@ -90,6 +95,7 @@ class SegmentationPredictor:
         recipe = saved.recipe
         assert isinstance(recipe, SegmentationRecipe)
         self.class_names = saved.class_names
+        self.show_progress = show_progress
         model = Segmenter(recipe.model, recipe.head, class_colors(recipe.data, saved.class_names))
         load_weights(model, saved.weights, saved.path)
         self.colors: list[Color] = [(r, g, b) for r, g, b in model.colors.tolist()]
@@ -112,7 +118,7 @@ class SegmentationPredictor:
         sums = torch.zeros(len(self.class_names), dtype=torch.float64)
         windows = self.look.num_windows(height, width)
         console = Console(stderr=True)
-        is_shown = windows >= _MANY_WINDOWS and console.is_terminal
+        is_shown = self.show_progress and windows >= _MANY_WINDOWS and console.is_terminal
         with Progress(console=console, transient=True, disable=not is_shown) as bar:
             task = bar.add_task("windows", total=windows)
             pixels = image_bytes(image).to(self.device)

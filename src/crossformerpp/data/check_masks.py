@@ -1,0 +1,80 @@
+"""What is wrong with a data set for segmentation, found before an hour of training is lost."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crossformerpp.data.mask_files import IGNORED
+from crossformerpp.data.segmentation import MaskedImages
+from crossformerpp.data.split import Which
+
+_SHOWN = 5  # examples of each kind of problem
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """What a split holds.
+
+    Attributes:
+        counts: images with a mask, images without one, masks without an image, images without any labelled
+            pixel.
+        pixels: Share of the labelled pixels, by class name, all classes.
+        problems: A line per kind, with how often and the first places; empty if all is well.
+    """
+
+    which: str
+    counts: dict[str, int]
+    pixels: dict[str, float]
+    problems: list[str]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data."""
+        return {"split": self.which, "counts": self.counts, "pixels": self.pixels, "problems": self.problems}
+
+
+def check_masks(
+    source: MaskedImages, which: Which, track: Callable[[range], Iterable[int]] = iter
+) -> MaskReport:
+    """Open every image and mask of a split.
+
+    Args:
+        track: Wraps the sample numbers, for a progress bar.
+    """
+    pixels = np.zeros(len(source.class_names), np.int64)
+    unusable: list[str] = []
+    unlabelled: list[Path] = []
+    for number in track(range(len(source))):
+        try:
+            _, labels = source.open(number)
+        except ValueError as error:
+            unusable.append(str(error))
+            continue
+        known = labels[labels != IGNORED]
+        pixels += np.bincount(known, minlength=len(pixels))
+        if not known.size:
+            unlabelled.append(source.masks[number])
+    counts = {
+        "images": len(source),
+        "images without a mask": len(source.without_mask),
+        "masks without an image": len(source.without_image),
+        "images without a labelled pixel": len(unlabelled),
+    }
+    problems = [
+        *_some("cannot be used", unusable),
+        *_some("have no mask", map(str, source.without_mask)),
+        *_some("are masks of no image", map(str, source.without_image)),
+        *_some("have no labelled pixel", map(str, unlabelled)),
+    ]
+    unseen = [name for name, count in zip(source.class_names, pixels, strict=True) if not count]
+    if unseen:
+        problems.append(f"{len(unseen)} of {len(pixels)} classes are never seen: {', '.join(unseen[:20])}")
+    shares = (pixels / max(1, pixels.sum())).tolist()
+    return MaskReport(which, counts, dict(zip(source.class_names, shares, strict=True)), problems)
+
+
+def _some(what: str, places: Iterable[str]) -> list[str]:
+    places = list(places)
+    more = "; …" if len(places) > _SHOWN else ""
+    return [f"{len(places)} {what}: {'; '.join(places[:_SHOWN])}{more}"] if places else []
