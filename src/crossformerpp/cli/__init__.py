@@ -9,10 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli.data import app as data
-from crossformerpp.cli.models import convert, models
-from crossformerpp.cli.predict import predict
-from crossformerpp.cli.train import evaluate, train
+from crossformerpp.cli import data, models, predict, train
 
 app = typer.Typer(
     name="crossformer",
@@ -21,12 +18,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train)
-app.command(name="eval")(evaluate)
-app.command()(predict)
-app.command()(models)
-app.command()(convert)
-app.add_typer(data, name="data")
+app.command()(train.train)
+app.command(name="eval")(train.evaluate)
+app.command()(predict.predict)
+app.command()(models.models)
+app.command()(models.convert)
+app.add_typer(data.app, name="data")
 
 USER_ERROR, INTERRUPTED = 2, 130
 
