@@ -6,8 +6,10 @@ import time
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -212,7 +214,16 @@ class Log(Callback):
         self._write(trainer, row)
         if trainer.is_global_zero:
             learning_curve(self.table.rows, pl_module.monitor, self.run.curve)
+            self._show(trainer, pl_module.pictures())
         self._since += time.perf_counter() - self._paused
+
+    def _show(self, trainer: pl.Trainer, pictures: dict[str, Image.Image]) -> None:
+        for name, picture in pictures.items():
+            picture.save(self.run.path / f"{name}.png")
+            for logger in trainer.loggers:
+                assert isinstance(logger, TensorBoardLogger)
+                pixels = np.asarray(picture)
+                logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
     def _row(self, trainer: pl.Trainer) -> dict[str, float]:
         step = trainer.global_step

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
+from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -53,6 +54,10 @@ class TaskModule(pl.LightningModule):
     @abstractmethod
     def evaluation(self) -> Evaluation:
         """Sum up the batches since the last call over all processes, and forget them."""
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """File name without suffix → RGB picture of the latest evaluation, for the run folder and TensorBoard."""
+        return {}
 
     @property
     def judged(self) -> nn.Module:

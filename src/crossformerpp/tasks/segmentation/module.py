@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from crossformerpp.data.mask_files import IGNORED
@@ -68,6 +69,10 @@ class SegmentationModule(TaskModule):
             [(red, green, blue) for red, green, blue in self.model.colors.tolist()],
             examples,
         )
+
+    def pictures(self) -> dict[str, Image.Image]:
+        assert isinstance(self.last_evaluation, SegmentationEvaluation)
+        return self.last_evaluation.pictures()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
