@@ -10,8 +10,12 @@ Pure functions from a policy to one group size per block. A policy is what users
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
 
 PerBlock = int | Sequence[int]
+Interval = int | Literal["adaptive"]  # "adaptive": see `adaptive_interval`
 
 
 def linear_group_sizes(
@@ -37,10 +41,22 @@ def linear_group_sizes(
     return expand_per_block(per_stage, depths, "group size")
 
 
+def adaptive_interval(height: int, width: int, group_size: int) -> int:
+    """The least interval at which a long-distance group of side G spans a map: ceil(max(H, W) / G)."""
+    longer = cast(int, torch.sym_max(height, width))  # a symbol where they are
+    return (longer + group_size - 1) // group_size
+
+
 def expand_per_block(
-    values: Sequence[PerBlock], depths: Sequence[int], name: str
-) -> tuple[tuple[int, ...], ...]:
+    values: Sequence[PerBlock | Interval | Sequence[Interval]],
+    depths: Sequence[int],
+    name: str,
+    words: Sequence[str] = (),
+) -> tuple[tuple[Any, ...], ...]:
     """One value per stage or per block -> one per block.
+
+    Args:
+        words: What may stand in a number's place.
 
     Raises:
         ValueError: A stage or block is missing or too many, or a value is below 1.
@@ -49,15 +65,17 @@ def expand_per_block(
         raise ValueError(f"{len(values)} {name}s given for {len(depths)} stages: give one per stage")
     expanded = []
     for stage, (value, depth) in enumerate(zip(values, depths, strict=True), start=1):
-        blocks = tuple(value) if isinstance(value, Sequence) else (value,) * depth
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        blocks = tuple(cast("Sequence[Any]", value)) if is_list else (value,) * depth
         if len(blocks) != depth:
             raise ValueError(
                 f"stage {stage} has {depth} blocks but {len(blocks)} {name}s: give one for all or one per block"
             )
         for block in blocks:
+            if block in words:
+                continue
             if isinstance(block, bool) or not isinstance(block, int) or block < 1:
-                raise ValueError(
-                    f"{name} {block!r} in stage {stage}: it must be a whole number of at least 1"
-                )
+                wanted = " or ".join(["a whole number of at least 1", *map(repr, words)])
+                raise ValueError(f"{name} {block!r} in stage {stage}: it must be {wanted}")
         expanded.append(blocks)
     return tuple(expanded)

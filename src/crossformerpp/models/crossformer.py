@@ -20,7 +20,7 @@ from crossformerpp.layers.attention import GroupAttention, Mlp
 from crossformerpp.layers.cooling import AmplitudeCoolingLayer, is_cooled
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
 from crossformerpp.layers.execution import is_plain_eager
-from crossformerpp.layers.group_size import PerBlock, expand_per_block
+from crossformerpp.layers.group_size import Interval, PerBlock, adaptive_interval, expand_per_block
 from crossformerpp.layers.grouping import (
     AnyGrouping,
     Grouping,
@@ -42,7 +42,7 @@ class CrossFormerBlock(nn.Module):
 
     Args:
         distance: "short" for SDA, "long" for LDA.
-        interval: I of LDA; SDA has none.
+        interval: I of LDA, or "adaptive" for the least one at which a group spans the map; SDA has none.
         cooling: Whether an ACL follows the block (`cool`).
     """
 
@@ -52,7 +52,7 @@ class CrossFormerBlock(nn.Module):
         num_heads: int,
         distance: Literal["short", "long"],
         group_size: int,
-        interval: int,
+        interval: Interval,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_path: float = 0.0,
@@ -81,6 +81,8 @@ class CrossFormerBlock(nn.Module):
     def grouping(self, batch: int, height: int, width: int) -> MapGrouping:
         """How this block groups `batch` maps of `height`×`width`."""
         interval = self.interval if self.distance == "long" else 1
+        if interval == "adaptive":
+            interval = adaptive_interval(height, width, self.group_size)
         kind: type[MapGrouping] = Grouping
         if _sizes_are_symbols(height, width):
             opaque = not torch.compiler.is_exporting() and self.attn.attn_drop == 0.0
@@ -181,7 +183,8 @@ class CrossFormer(nn.Module):
         depths: Blocks per stage.
         num_heads: Heads per stage.
         group_sizes: G per stage, or per block of a stage (a sequence in its place). It changes no weight.
-        intervals: I per stage or block, used by LDA. It changes no weight.
+        intervals: I per stage or block, used by LDA; "adaptive" for ceil(max(H, W) / G) of each map. It changes no
+            weight.
         kernel_sizes: Kernels of each stage's CEL.
         allocation: How a CEL shares its channels out among kernels.
         cooling: k, the ACL's interval in blocks; None for no ACL.
@@ -200,7 +203,7 @@ class CrossFormer(nn.Module):
         depths: Sequence[int] = (2, 2, 18, 2),
         num_heads: Sequence[int] = (2, 4, 8, 16),
         group_sizes: Sequence[PerBlock] = (4, 4, 14, 7),
-        intervals: Sequence[PerBlock] = (4, 2, 1, 1),
+        intervals: Sequence[Interval | Sequence[Interval]] = (4, 2, 1, 1),
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
         allocation: Allocation = "halving",
         cooling: int | None = None,
@@ -221,7 +224,7 @@ class CrossFormer(nn.Module):
         self.num_classes = num_classes
         self.global_pool = global_pool
         sizes = expand_per_block(group_sizes, depths, "group size")
-        gaps = expand_per_block(intervals, depths, "interval")
+        gaps = expand_per_block(intervals, depths, "interval", words=("adaptive",))
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
 
         stages: list[CrossFormerStage] = []
