@@ -41,12 +41,13 @@ def test_it_follows_each_map_and_keeps_no_memory():
 
 
 def test_other_words_are_refused():
-    with pytest.raises(ValueError, match="'adaptve' in stage 1: .* or 'adaptive'"):
+    with pytest.raises(ValueError, match=r"'adaptve' in stage 1: .* or 'adaptive'"):
         create(("adaptve", 1, 1, 1))
     with pytest.raises(ValueError, match="group size 'adaptive'"):
         timm.create_model("crossformer_small", group_sizes=("adaptive", 7, 7, 7))
 
 
+@pytest.mark.slow
 def test_it_exports_with_any_size():
     model = create(("adaptive", 2, 2, 1), features_only=True, depths=(2, 1, 1, 1))
     sides = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
