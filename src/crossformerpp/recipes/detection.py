@@ -62,6 +62,7 @@ class DetectorSection(Section):
 
     name: Literal["retinanet", "mask_rcnn"]
     pyramid_channels: PositiveInt = 256  # of the FPN, and of what runs on it
+    group_norm: bool = False  # in pyramid and heads: new ones learn faster
     anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)  # in pixels, one per pyramid level
     box_channels: PositiveInt = 1024  # of Mask R-CNN's two box layers
     mask_channels: PositiveInt = 256  # of Mask R-CNN's mask head

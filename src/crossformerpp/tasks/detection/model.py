@@ -8,7 +8,9 @@ pixels, `labels`, `scores` (N, best first) and for Mask R-CNN `masks` (N Ã— 28 Ã
 cover each part of its box).
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
@@ -28,6 +31,7 @@ from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import load_weights, read_weights
 
 _RATIOS = ((0.5, 1.0, 2.0),) * 5
+_ANCHORS = 9  # of RetinaNet: three sizes by three ratios
 _POOLED = 7  # side of what the box head sees of a box
 
 # Parts that know the number of classes: fresh where a checkpoint's detector has another.
@@ -45,13 +49,14 @@ class FeaturePyramid(Pyramid):
     half precision would round their corners to whole pixels and worse.
     """
 
-    def __init__(self, section: ModelSection, name: str, out_channels: int) -> None:
-        super().__init__(section, (8, 16, 32) if name == "retinanet" else (4, 8, 16, 32))
+    def __init__(self, model: ModelSection, section: DetectorSection) -> None:
+        is_retinanet = section.name == "retinanet"
+        super().__init__(model, (8, 16, 32) if is_retinanet else (4, 8, 16, 32))
+        self.out_channels = section.pyramid_channels
         extra: ExtraFPNBlock = (
-            LastLevelP6P7(self.channels[-1], out_channels) if name == "retinanet" else LastLevelMaxPool()
+            LastLevelP6P7(self.channels[-1], self.out_channels) if is_retinanet else LastLevelMaxPool()
         )
-        self.fpn = FeaturePyramidNetwork(self.channels, out_channels, extra)
-        self.out_channels = out_channels
+        self.fpn = FeaturePyramidNetwork(self.channels, self.out_channels, extra, _norm_layer(section))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         maps = super().forward(x)
@@ -104,6 +109,7 @@ class RetinaNetDetector(RetinaNet):
             backbone,
             num_classes,
             anchor_generator=AnchorGenerator(octaves, _RATIOS),
+            head=RetinaNetHead(backbone.out_channels, _ANCHORS, num_classes, _norm_layer(section)),
             score_thresh=section.min_score,
             nms_thresh=section.nms_iou,
             detections_per_img=section.max_detections,
@@ -126,7 +132,7 @@ class MaskRCNNDetector(MaskRCNN):
             rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in section.anchor_sizes), _RATIOS),
             box_head=TwoMLPHead(channels * _POOLED**2, section.box_channels),
             box_predictor=FastRCNNPredictor(section.box_channels, num_classes + 1),
-            mask_head=MaskRCNNHeads(channels, (masks,) * section.mask_layers, 1),
+            mask_head=MaskRCNNHeads(channels, (masks,) * section.mask_layers, 1, _norm_layer(section)),
             mask_predictor=MaskRCNNPredictor(masks, masks, num_classes + 1),
             rpn_post_nms_top_n_train=section.train_proposals,
             box_batch_size_per_image=section.train_samples,
@@ -160,7 +166,7 @@ def build_detector(
     Raises:
         ValueError: timm knows no such backbone, or it has no maps of the strides that are needed.
     """
-    backbone = FeaturePyramid(model, section.name, section.pyramid_channels)
+    backbone = FeaturePyramid(model, section)
     view = View(data.short_side[-1], data.long_side, list(data.mean), list(data.std))
     kind = RetinaNetDetector if section.name == "retinanet" else MaskRCNNDetector
     return kind(backbone, section, view, num_classes)
@@ -180,6 +186,15 @@ def start_from(detector: Detector, path: Path) -> list[str]:
         detector.backbone.load_weights(weights, path)
         return []
     return load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+
+
+def _norm_layer(section: DetectorSection) -> Callable[[int], nn.Module] | None:
+    return _group_norm if section.group_norm else None
+
+
+def _group_norm(channels: int) -> nn.Module:
+    """Groups of eight channels where eight divides them."""
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels)
 
 
 def _keep_full_precision(head: nn.Module) -> None:
