@@ -259,12 +259,20 @@ def test_the_package_and_its_help_load_no_trainer() -> None:
         assert command in result.stdout
 
 
-def test_predicting_needs_no_trainer(run: Path, photos: Path, tmp_path: Path) -> None:
+def test_predicting_needs_no_trainer_and_training_says_that_it_does(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
     program = (
         "import sys\n"
         "sys.modules['pytorch_lightning'] = sys.modules['torchmetrics'] = sys.modules['sklearn'] = None\n"
         "from crossformerpp.cli import main\n"
-        f"main(['predict', {str(run)!r}, {str(photos / 'one' / '0.jpg')!r}, '--out', {str(tmp_path / 'p')!r}])\n"
+        "for arguments in (sys.argv[1:], ['train', 'digits']):\n"
+        "    try:\n        main(arguments)\n"
+        "    except SystemExit as exit:\n        print('status', exit.code)\n"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    arguments = ["predict", str(run), str(photos / "one" / "0.jpg"), "--out", str(tmp_path / "p")]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert [line for line in result.stdout.splitlines() if "status" in line] == ["status 0", "status 2"]
+    assert "this needs pytorch_lightning: pip install 'crossformerpp[train]'" in result.stderr

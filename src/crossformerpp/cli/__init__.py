@@ -26,6 +26,14 @@ app.command()(models.convert)
 app.add_typer(data.app, name="data")
 
 USER_ERROR, INTERRUPTED = 2, 130
+TRAIN_EXTRA = (
+    "pytorch_lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "tensorboard",
+    "matplotlib",
+    "sklearn",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAIN_EXTRA:
+            raise
+        _fail(f"this needs {error.name}: pip install 'crossformerpp[train]'", USER_ERROR)
     except Exception as error:
         # typer's own complaints about arguments know how to say themselves
         say = getattr(error, "format_message", None)
