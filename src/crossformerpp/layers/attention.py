@@ -128,6 +128,9 @@ def _masked(bias: Tensor | None, is_real: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(is_real, bias, torch.finfo(dtype).min)
 
 
+_AUTOGRAD_KEYS = torch._C._dispatch_keyset_full() - torch._C._after_autograd_keyset
+
+
 def attend_opaquely(
     qkv: Tensor, num_heads: int, position_bias: PositionBias | None, grouping: OpaqueGrouping
 ) -> Tensor:
@@ -181,11 +184,13 @@ def _opaque_attention_backward(
     group_size: int,
     interval: int,
 ) -> list[Tensor]:
-    with torch.enable_grad():
+    # An operator's kernel runs below autograd; recomputing with gradients needs it back.
+    keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    with torch._C._ForceDispatchKeyGuard(keys[0], keys[1] - _AUTOGRAD_KEYS), torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in (qkv, *bias_parameters)]
         sizes = (batch, height, width, group_size, interval)
         out = _eager_attention(inputs[0], inputs[1:], residual, num_heads, *sizes)
-    return [g.contiguous() for g in torch.autograd.grad(out, inputs, grad)]
+        return [g.contiguous() for g in torch.autograd.grad(out, inputs, grad)]
 
 
 @_opaque_attention.register_fake
