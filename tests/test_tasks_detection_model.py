@@ -166,6 +166,16 @@ def test_starts_from_a_classifier_a_released_backbone_and_a_detector(tmp_path):
         start_from(build("retinanet"), tmp_path / "detector.ckpt")
 
 
+@pytest.mark.parametrize(("detector", "norms"), [("retinanet", 6 + 8), ("mask_rcnn", 8 + 4 + 2)])
+def test_group_norm_follows_every_new_convolution(detector, norms):
+    """Two per level of the pyramid; RetinaNet's 2 × 4 of the heads; Mask R-CNN's 4 for masks and 2 for boxes."""
+    model = build(detector, group_norm=True, box_convolutions=2)
+    assert sum(isinstance(module, torch.nn.GroupNorm) for module in model.modules()) == norms
+    losses = model.train()(*batch())
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_a_backbone_without_a_pyramid_is_refused():
     with pytest.raises(ValueError, match="strides"):
         build(name="vit_tiny_patch16_224", options={})

@@ -64,10 +64,13 @@ class DetectorSection(Section):
     pyramid_channels: PositiveInt = 256  # of the FPN, and of what runs on it
     group_norm: bool = False  # in pyramid and heads: new ones learn faster
     anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)  # in pixels, one per pyramid level
-    box_channels: PositiveInt = 1024  # of Mask R-CNN's two box layers
+    box_convolutions: int = Field(default=0, ge=0)  # in Mask R-CNN's box head, before its linear layers
+    box_channels: PositiveInt = 1024  # of the two linear layers
     mask_channels: PositiveInt = 256  # of Mask R-CNN's mask head
     mask_layers: PositiveInt = 4
-    train_proposals: PositiveInt = 2000  # boxes per image that Mask R-CNN's first stage passes on in training,
+    train_proposals: PositiveInt = (
+        2000  # boxes per image that Mask R-CNN's first stage passes on in training,
+    )
     train_samples: PositiveInt = 512  # and how many of them the second learns from
     min_score: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.5, gt=0, le=1)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
@@ -130,7 +130,7 @@ class MaskRCNNDetector(MaskRCNN):
         super().__init__(
             backbone,
             rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in section.anchor_sizes), _RATIOS),
-            box_head=TwoMLPHead(channels * _POOLED**2, section.box_channels),
+            box_head=_box_head(channels, section),
             box_predictor=FastRCNNPredictor(section.box_channels, num_classes + 1),
             mask_head=MaskRCNNHeads(channels, (masks,) * section.mask_layers, 1, _norm_layer(section)),
             mask_predictor=MaskRCNNPredictor(masks, masks, num_classes + 1),
@@ -186,6 +186,17 @@ def start_from(detector: Detector, path: Path) -> list[str]:
         detector.backbone.load_weights(weights, path)
         return []
     return load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+
+
+def _box_head(channels: int, section: DetectorSection) -> nn.Module:
+    if not section.box_convolutions:
+        return TwoMLPHead(channels * _POOLED**2, section.box_channels)
+    return FastRCNNConvFCHead(
+        (channels, _POOLED, _POOLED),
+        [channels] * section.box_convolutions,
+        [section.box_channels] * 2,
+        _norm_layer(section),
+    )
 
 
 def _norm_layer(section: DetectorSection) -> Callable[[int], nn.Module] | None:
