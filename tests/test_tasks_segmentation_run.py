@@ -1,0 +1,210 @@
+"""Segmenters learn, and stay what they are when saved, opened and asked again: the whole path on digit_scenes."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from crossformerpp import cli, engine, predict
+from crossformerpp.data.scenes import write_digit_scenes
+from crossformerpp.data.segmentation import open_folder
+from crossformerpp.recipes.load import load_recipe, parse_recipe, recipe_names
+from crossformerpp.tasks.plug import find_task
+from crossformerpp.tasks.segmentation.module import SegmentationModule
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A folder whose validation scenes are the training scenes, so that a run is judged on what it learns."""
+    root = write_digit_scenes(tmp_path_factory.mktemp("data") / "scenes", train=8, val=1, size=SIZE)
+    folder = root.with_name("folder")
+    for room in ("images", "masks"):
+        for half in ("train", "val"):
+            shutil.copytree(root / room / "train", folder / room / half)
+    shutil.copy(root / "classes.txt", folder)
+    return folder
+
+
+def recipe(root, head, steps=150, **trainer):
+    return parse_recipe(
+        {
+            "task": "segmentation",
+            "model": {
+                "name": "crossformerpp_small",
+                "options": {
+                    "embed_dim": 16,
+                    "depths": [1, 1, 2, 1],
+                    "num_heads": [1, 2, 2, 4],
+                    "group_sizes": [6, 6, 6, 3],
+                    "intervals": [4, 2, 1, 1],
+                },
+            },
+            "data": {"source": "folder", "root": root},
+            "head": {"name": head, "channels": 32, "pyramid_channels": 32, "auxiliary_channels": 16},
+            "augment": {
+                "crop": SIZE,
+                "short_side": None,
+                "scale": [1.0, 1.0],
+                "flip": 0.0,
+                "photometric": False,
+            },
+            "inference": {"short_side": None},
+            "optim": {"lr": 3e-3, "weight_decay": 0.0},
+            "schedule": {"name": "poly", "power": 0.9, "warmup_steps": min(10, steps - 1)},
+            "trainer": {
+                "steps": steps,
+                "batch_size": 4,
+                "eval_every": steps,
+                "workers": 0,
+                "threads": 1,
+                "accelerator": "cpu",
+                **trainer,
+            },
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module", params=["semantic_fpn", "upernet"])
+def run(request, scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    return folder, engine.train(recipe(scenes, request.param), folder)
+
+
+@pytest.mark.slow
+def test_learns_scenes_by_heart(run, scenes):
+    """A head that drops a level, mixes up classes or is misplaced by a cell does not get there."""
+    folder, metrics = run
+    assert metrics["miou"] > 0.6, metrics
+    assert metrics["images"] == 8
+    with (folder / "per_class.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["background", *map(str, range(10))]
+    assert sum(int(row["pixels"]) for row in rows) == 8 * SIZE * SIZE
+    assert Image.open(folder / "overlays.png").width > 3 * SIZE
+    assert json.loads((folder / "metrics.json").read_text())["miou"] == metrics["miou"]
+
+
+@pytest.mark.slow
+def test_other_ways_to_look_find_the_same(run):
+    folder, metrics = run
+    settings = {
+        "windows": ["inference.mode=slide", "inference.window=64", "inference.stride=32"],
+        "mirrored scales": ["inference.scales=[1.0,1.25]"],
+    }
+    for name, overrides in settings.items():
+        found = engine.evaluate(folder, overrides=overrides)
+        assert abs(found["miou"] - metrics["miou"]) < 0.3, name
+        assert abs(found["pixel_accuracy"] - metrics["pixel_accuracy"]) < 0.05, name
+
+
+@pytest.mark.slow
+def test_predicts_what_was_evaluated(run, scenes, tmp_path):
+    """Masks that are predicted, saved and read again give the evaluation's pixel accuracy, to the pixel."""
+    folder, metrics = run
+    source = open_folder(scenes, "val")
+    predictor = predict.load_predictor(folder, "cpu", ["inference.probabilities=[background]"])
+    results = list(predict.predict(predictor, source.images, tmp_path / "out"))
+    right = 0
+    for number, result in enumerate(results):
+        assert result.error is None
+        files = {path.name.removeprefix(path.name[:5]): path for path in result.pictures}
+        assert set(files) == {".png", "_mask.png", "_probability_background.png"}
+        mask = Image.open(files["_mask.png"])
+        labels = np.asarray(mask)
+        right += int((labels == source.open(number)[1]).sum())
+        probability = np.asarray(Image.open(files["_probability_background.png"])) / 65535
+        assert (probability[labels == 0] > 1 / 11).all()
+        assert (probability[labels != 0] <= 0.5).all()
+    assert right == round(metrics["pixel_accuracy"] * 8 * SIZE * SIZE)
+    shares = [entry["share"] for entry in results[0].to_json()["classes"]]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(scenes, tmp_path, monkeypatch):
+    settings = {"steps": 3, "eval_every": 3}
+    engine.train(recipe(scenes, "upernet", **settings), tmp_path / "whole")
+    loss, calls = SegmentationModule.loss, []
+
+    def ctrl_c_in_the_second_step(self, batch):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, batch)
+
+    monkeypatch.setattr(SegmentationModule, "loss", ctrl_c_in_the_second_step)
+    with pytest.raises(engine.TrainingInterruptedError):
+        engine.train(recipe(scenes, "upernet", **settings), tmp_path / "broken")
+    engine.resume(tmp_path / "broken")
+    assert len(calls) == 3
+    whole, broken = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "broken")
+    )
+    assert all(torch.equal(value, broken[key]) for key, value in whole.items())
+
+
+def test_an_image_without_labels_teaches_nothing_and_breaks_nothing(scenes, tmp_path):
+    module = find_task("segmentation").module(recipe(scenes, "upernet"), [str(i) for i in range(11)])
+    module.model.train()
+    losses = module.loss((torch.randn(2, 3, 64, 64), torch.full((2, 64, 64), -1)))
+    losses["loss"].backward()
+    assert all(value.item() == 0 for value in losses.values())
+
+
+def test_a_mask_that_does_not_fit_is_named(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "bad")
+    mask = tmp_path / "bad" / "masks" / "val" / "00003.png"
+    Image.open(mask).resize((50, 40)).save(mask)
+    split = find_task("segmentation").split(recipe(tmp_path / "bad", "upernet"), "val")
+    with pytest.raises(ValueError, match=r"00003\.png: the mask has 50x40 pixels, its image 96x96"):
+        split.dataset[3]
+
+
+def test_data_check_counts_and_names_what_is_wrong(scenes, tmp_path):
+    root = tmp_path / "bad"
+    shutil.copytree(scenes, root)
+    (root / "masks" / "val" / "00001.png").unlink()
+    Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(root / "masks" / "val" / "00002.png")
+    Image.fromarray(np.full((SIZE, SIZE), 255, np.uint8)).save(root / "masks" / "val" / "00004.png")
+    with pytest.warns(UserWarning, match="1 of 8 images have no mask"):
+        result = CliRunner().invoke(cli.app, ["data", "check", str(root), "--json"])
+    assert result.exit_code == 1
+    train, val = json.loads(result.stdout)
+    assert not [line for line in train["problems"] if "never seen" not in line]
+    assert sum(train["pixels"].values()) == pytest.approx(1)
+    assert val["counts"] == {
+        "images": 7,
+        "images without a mask": 1,
+        "masks without an image": 0,
+        "images without a labelled pixel": 1,
+    }
+    problems = "\n".join(val["problems"])
+    for text in ("00002.png: value 77 is no label", "00001.jpg", "00004.png"):
+        assert text in problems
+
+
+def test_every_page_of_table_v_is_there():
+    pages = {name for name in recipe_names() if name.startswith("ade20k/")}
+    variants = [f"crossformer_{size}" for size in ("small", "base", "large")]
+    variants += [f"crossformerpp_{size}" for size in ("small", "base", "large", "huge")]
+    assert pages == {f"ade20k/{head}_{name}" for head in ("semantic_fpn", "upernet") for name in variants}
+    for page in pages:
+        read = load_recipe(page)
+        is_upernet = "upernet" in page
+        assert read.model.name == page.split("_", 1)[1].removeprefix("fpn_")
+        assert read.trainer.batch_size == 16
+        assert read.trainer.steps == (160_000 if is_upernet else 80_000)
+        assert read.schedule.warmup_steps == (1500 if is_upernet else None)
+        assert (read.optim.lr, read.optim.weight_decay) == ((6e-5, 0.01) if is_upernet else (1e-4, 1e-4))
+        assert (read.augment.crop, read.augment.scale) == (512, (0.5, 2.0))
