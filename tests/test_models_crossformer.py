@@ -10,6 +10,7 @@ from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
 
 from crossformerpp import VARIANTS, CrossFormer
+from crossformerpp.layers import DynamicPositionBias
 
 TINY = {"embed_dim": 32, "depths": (1, 2, 4, 1), "num_heads": (1, 2, 4, 8), "num_classes": 10}
 NAMES = sorted(VARIANTS)
@@ -80,14 +81,14 @@ def test_nothing_is_kept_between_calls():
 def test_chunked_equals_whole(monkeypatch):
     model, x = _tiny(), torch.randn(2, 3, 120, 88)
     with torch.no_grad():
-        monkeypatch.setattr("crossformerpp.models.crossformer._CHUNK_ELEMENTS", 1 << 30)
+        monkeypatch.setattr("crossformerpp.models.stage._CHUNK_ELEMENTS", 1 << 30)
         whole = model(x)
-        monkeypatch.setattr("crossformerpp.models.crossformer._CHUNK_ELEMENTS", 1000)
+        monkeypatch.setattr("crossformerpp.models.stage._CHUNK_ELEMENTS", 1000)
         torch.testing.assert_close(model(x), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_hooks_see_all_tokens_of_a_layer(monkeypatch):
-    monkeypatch.setattr("crossformerpp.models.crossformer._CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("crossformerpp.models.stage._CHUNK_ELEMENTS", 100)
     model, seen = _tiny(), []
     model.stages[0].blocks[0].norm1.register_forward_hook(lambda m, i, o: seen.append(o.shape))
     with torch.no_grad():
@@ -261,6 +262,17 @@ def test_initialisation():
     fc = model.stages[2].blocks[0].mlp.fc1
     assert fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not fc.bias.any()
+
+
+def test_folded_position_bias_changes_nothing_up_to_its_size():
+    model = _tiny("crossformer_small")
+    folded = copy.deepcopy(model)
+    folded.fold_position_bias(224, 192)
+    assert not any(isinstance(m, DynamicPositionBias) for m in folded.modules())
+    with torch.no_grad():
+        for size in [(224, 192), (100, 64)]:
+            x = torch.randn(1, 3, *size)
+            torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-4)
 
 
 def test_half_precision_is_finite_and_close():
