@@ -68,10 +68,9 @@ class DetectorSection(Section):
     box_channels: PositiveInt = 1024  # of the two linear layers
     mask_channels: PositiveInt = 256  # of Mask R-CNN's mask head
     mask_layers: PositiveInt = 4
-    train_proposals: PositiveInt = (
-        2000  # boxes per image that Mask R-CNN's first stage passes on in training,
-    )
-    train_samples: PositiveInt = 512  # and how many of them the second learns from
+    # in training Mask R-CNN's first stage proposes so many boxes of each level and of each image,
+    train_proposals: PositiveInt = 2000
+    train_samples: PositiveInt = 512  # and its second learns from so many of an image
     min_score: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.5, gt=0, le=1)
     max_detections: PositiveInt = 100  # per image

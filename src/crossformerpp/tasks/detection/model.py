@@ -134,6 +134,7 @@ class MaskRCNNDetector(MaskRCNN):
             box_predictor=FastRCNNPredictor(section.box_channels, num_classes + 1),
             mask_head=MaskRCNNHeads(channels, (masks,) * section.mask_layers, 1, _norm_layer(section)),
             mask_predictor=MaskRCNNPredictor(masks, masks, num_classes + 1),
+            rpn_pre_nms_top_n_train=section.train_proposals,
             rpn_post_nms_top_n_train=section.train_proposals,
             box_batch_size_per_image=section.train_samples,
             box_score_thresh=section.min_score,
