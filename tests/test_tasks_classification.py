@@ -20,6 +20,7 @@ from crossformerpp.tasks.classification import Classification, eval_transform, t
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.classification.module import ClassificationModule
 from crossformerpp.tasks.classification.predictor import readable
+from crossformerpp.tasks.optim import Plan, build_optimizer
 from crossformerpp.tasks.saved import open_saved
 from tiny import tiny_recipe
 
@@ -180,3 +181,33 @@ def test_a_converted_file_is_a_classifier_of_imagenet(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a classifier written by `crossformer convert`"):
         open_saved(path)
     assert crossformerpp.VARIANTS
+
+
+def test_a_linear_probe_learns_the_head_and_leaves_all_else_as_it_is() -> None:
+    module = module_with("frozen_backbone=true", "model.name=resnet10t", "model.options={}")
+    module.train()
+    before = {key: value.clone() for key, value in module.model.state_dict().items()}
+    module.plan = Plan(steps=10, steps_per_epoch=10)
+    optimizer = build_optimizer(module.model, module.recipe)
+    module.loss(batch())["loss"].backward()
+    optimizer.step()
+    changed = {key for key, value in module.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_unreadable_images_are_counted_but_not_judged() -> None:
+    module = module_with()
+    images, labels, numbers = batch()
+    numbers[3] = ~3
+    with torch.no_grad():
+        module.evaluate_batch(module.judged.eval(), (images, labels, numbers))
+    found = module.evaluation()
+    assert found.numbers.tolist() == [0, 1, 2, 4, 5, 6, 7]
+    assert (found.metrics["samples"], found.metrics["unreadable"]) == (7, 1)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    probabilities = torch.tensor([[0.9, 0.1]] * 10)
+    labels = torch.tensor([0] * 6 + [1] * 4)  # 90% sure, 60% right
+    found = ClassificationEvaluation(torch.arange(10), labels, probabilities, ["a", "b"])
+    assert found.metrics["calibration_error"] == pytest.approx(0.3, abs=1e-5)

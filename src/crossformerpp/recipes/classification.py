@@ -11,14 +11,16 @@ from crossformerpp.recipes.schema import BaseRecipe, Section
 class ClassificationData(Section):
     """Where the images come from and the size at which the network sees them."""
 
-    source: Literal["digits", "folder"]
-    root: Path | None = None  # the folder of images; naming one also replaces the built-in digits
+    source: Literal["digits", "mnist", "folder"]
+    root: Path | None = None  # images, tar files, shards or a `datasets` copy; replaces built-in digits
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     size: int = Field(default=224, ge=32)
     eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    max_unreadable: int = Field(default=100, ge=0)  # images; more of them are an error
+    real_labels: Path | Literal["imagenet"] | None = None  # ReaL's JSON (timm brings it): also judge by these
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +58,7 @@ class ClassificationRecipe(BaseRecipe):
     data: ClassificationData
     augment: AugmentSection = AugmentSection()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    frozen_backbone: bool = False  # train only the head: a linear probe
 
     @model_validator(mode="after")
     def _can_mix(self) -> Self:

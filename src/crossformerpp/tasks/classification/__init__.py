@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Any
 from timm.data import create_transform
 from torchvision.transforms import Compose
 
-from crossformerpp.data.classification import LabelledImages, TransformedImages, open_digits, open_folder
+from crossformerpp.data.classification import (
+    LabelledImages,
+    TransformedImages,
+    open_digits,
+    open_folder,
+    open_mnist,
+)
+from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.split import Split, Which
+from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
 from crossformerpp.recipes.classification import ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model, head_prefixes
@@ -25,7 +33,13 @@ class Classification:
         assert isinstance(recipe, ClassificationRecipe)
         source = open_images(recipe, which, class_names)
         transform = train_transform(recipe) if which == "train" else eval_transform(recipe.data)
-        return Split(TransformedImages(source, transform), source.class_names)
+        dataset = TransformedImages(
+            source,
+            transform,
+            replace_unreadable=which == "train",
+            max_unreadable=recipe.data.max_unreadable,
+        )
+        return Split(dataset, source.class_names)
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.classification.module import ClassificationModule
@@ -52,9 +66,18 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
     data = recipe.data
     if data.source == "digits":
         return open_digits(which, data.size)
+    if data.source == "mnist":
+        return open_mnist(which, data.size)
     if data.root is None:
         raise ValueError("this recipe trains on a folder of images: say --data FOLDER")
-    return open_folder(Path(data.root), which, data.val_fraction, recipe.trainer.seed, class_names)
+    root = Path(data.root)
+    if is_imagenet_tars(root):
+        return open_imagenet_tars(root, which, class_names)
+    if has_shards(root):
+        return open_shards(root, which, class_names)
+    if is_huggingface(root):
+        return open_huggingface(root, which, class_names)
+    return open_folder(root, which, data.val_fraction, recipe.trainer.seed, class_names)
 
 
 def train_transform(recipe: ClassificationRecipe) -> Compose:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 from crossformerpp.analysis.annotate import image_grid
 from crossformerpp.analysis.pictures import confusion_matrix
@@ -31,10 +35,18 @@ class ClassificationEvaluation:
     labels: Tensor
     probabilities: Tensor
     class_names: list[str]
+    num_unreadable: int = 0
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """top1, top5 (with more than five classes), mean accuracy over classes, cross-entropy, samples."""
+        """top1, top5 (with more than five classes), mean accuracy over classes, cross-entropy, expected
+        calibration error (15 bins), samples, and unreadable ones if there are any.
+
+        Raises:
+            ValueError: There is no sample.
+        """
+        if not len(self.labels):
+            raise ValueError("nothing to evaluate: none of the images can be read")
         counts = self.confusion.sum(dim=1)
         met = counts > 0  # a class without samples has no accuracy
         true = self.probabilities.gather(1, self.labels[:, None]).clamp_min(1e-12)
@@ -43,7 +55,12 @@ class ClassificationEvaluation:
             metrics["top5"] = self._accuracy(5)
         metrics["mean_class_accuracy"] = float((self.confusion.diagonal()[met] / counts[met]).mean())
         metrics["loss"] = float(-true.log().mean())
+        metrics["calibration_error"] = float(
+            multiclass_calibration_error(self.probabilities, self.labels, len(self.class_names))
+        )
         metrics["samples"] = len(self.labels)
+        if self.num_unreadable:
+            metrics["unreadable"] = self.num_unreadable
         return metrics
 
     def _accuracy(self, top_k: int) -> float:
@@ -59,7 +76,9 @@ class ClassificationEvaluation:
         return multiclass_confusion_matrix(self.probabilities, self.labels, len(self.class_names))
 
     def write(self, folder: Path, split: Split) -> list[Path]:
-        """confusion.png, predictions.png (the mistakes first), predictions.csv; samples/ of built-in data."""
+        """confusion.png, predictions.png (the mistakes first), predictions.csv, classes.csv; samples/ of built-in
+        data.
+        """
         assert isinstance(split.dataset, TransformedImages)
         source = split.dataset.source
         confidence, predicted = self.probabilities.max(dim=1)
@@ -77,6 +96,7 @@ class ClassificationEvaluation:
                 names = self.class_names[label], self.class_names[guess]
                 table.writerow([source.names[number], *names, f"{share:.4f}", int(label == guess)])
 
+        self._write_classes(folder / "classes.csv")
         confusion_matrix(self.confusion.numpy(), self.class_names, folder / "confusion.png")
         # mistakes, most certain first; then right answers spread evenly over the split
         missed = torch.nonzero(predicted != self.labels).flatten()
@@ -94,7 +114,21 @@ class ClassificationEvaluation:
         )
         picture.save(folder / "predictions.png")
         _write_samples(source, self.class_names, folder / "samples")
-        return [folder / name for name in ("confusion.png", "predictions.png", "predictions.csv")]
+        names_written = ("confusion.png", "predictions.png", "predictions.csv", "classes.csv")
+        return [folder / name for name in names_written]
+
+    def _write_classes(self, path: Path) -> None:
+        """Samples, accuracy and the most frequent mistake of each class."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["class", "samples", "accuracy", "most_often_taken_for"])
+            for label, row in enumerate(self.confusion):
+                count, right = int(row.sum()), int(row[label])
+                others = row.clone()
+                others[label] = 0
+                mistaken = self.class_names[int(others.argmax())] if others.any() else ""
+                share = f"{right / count:.4f}" if count else ""
+                table.writerow([self.class_names[label], count, share, mistaken])
 
 
 def _write_samples(source: LabelledImages, class_names: list[str], folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Loss and exact metrics of image classification (paper Sec. 5.1)."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from crossformerpp.recipes.classification import ClassificationRecipe
+from crossformerpp.tasks.backbone import head_prefixes
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.module import TaskModule
 
@@ -39,6 +40,19 @@ class ClassificationModule(TaskModule):
         elif recipe.label_smoothing:
             self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
         self.seen = Predictions()
+        self.is_frozen = recipe.frozen_backbone
+        if self.is_frozen:
+            head = head_prefixes(model)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(head))
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ValueError(f"frozen_backbone: {recipe.model.name} has no head that could learn")
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.is_frozen:  # its norms keep their statistics, and no path is dropped
+            self.model.eval()
+        return self
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         images, labels, _ = batch
@@ -54,8 +68,13 @@ class ClassificationModule(TaskModule):
         numbers, labels, probabilities = self.seen.compute()
         self.seen.reset()
         order = numbers.argsort()
+        order = order[int((numbers < 0).sum()) :]  # negative numbers mean unreadable images
         return ClassificationEvaluation(
-            numbers[order], labels[order], probabilities[order], class_names=self.class_names
+            numbers[order],
+            labels[order],
+            probabilities[order],
+            class_names=self.class_names,
+            num_unreadable=len(numbers) - len(order),
         )
 
 

@@ -1,0 +1,236 @@
+"""Labelled images inside tar files: ImageNet's two, or WebDataset shards, without unpacking them.
+
+The tar files are searched once, then every image is read where it lies. Unlike a stream of shards this gives
+any image at any time: batches are drawn from the whole data set, each evaluation sample comes once, and a
+resumed run goes on with the very next batch.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from crossformerpp.data.classification import LabelledImages, Names, relabel
+from crossformerpp.data.devkit import read_val_labels
+from crossformerpp.data.images import IMAGE_EXTENSIONS
+from crossformerpp.data.split import Which
+from crossformerpp.data.writing import replacing
+
+TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+END_BLOCK = 512  # of zeros, at least one at the end of a tar file
+
+
+@dataclass(frozen=True)
+class Members(Sequence[BytesIO]):
+    """Files inside tar files.
+
+    Attributes:
+        tars: The tar files.
+        tar: (M,) position in `tars` of each file.
+        offsets, sizes: (M,) where its bytes lie.
+    """
+
+    tars: list[Path]
+    tar: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        with self.tars[self.tar[index]].open("rb") as file:
+            file.seek(int(self.offsets[index]))
+            return BytesIO(file.read(int(self.sizes[index])))
+
+
+Found = tuple[str, int, int, str]  # name, offset, size, label text
+
+
+def is_imagenet_tars(root: Path) -> bool:
+    """Whether the folder holds one of ImageNet's official tar files."""
+    return (root / TRAIN_TAR).is_file() or (root / VAL_TAR).is_file()
+
+
+def open_imagenet_tars(root: Path, which: Which, class_names: list[str] | None = None) -> LabelledImages:
+    """ImageNet as it is handed out: a tar of a tar per class for training, a tar of all images for validation.
+
+    The labels of the latter come from the development kit, see `devkit.read_val_labels`.
+
+    Raises:
+        ValueError: A file is missing or damaged, or the classes differ from `class_names`.
+    """
+    path = root / (TRAIN_TAR if which == "train" else VAL_TAR)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, beside ImageNet's other tar file")
+    if which == "train":
+        return _labelled([path], _class_tars, None, class_names)
+    labels = read_val_labels(root)
+    return _labelled([path], _images, None, class_names, labels)
+
+
+def has_shards(root: Path) -> bool:
+    """Whether the folder holds tar files of training or validation samples."""
+    return any(_shards(root, which) for which in ("train", "val"))
+
+
+def open_shards(root: Path, which: Which, class_names: list[str] | None = None) -> LabelledImages:
+    """WebDataset shards `*train*.tar` and `*val*.tar`: KEY.jpg (or another image) and KEY.cls, a class number.
+
+    The names of the classes are the lines of `classes.txt`; without it they are their numbers.
+
+    Raises:
+        ValueError: A shard is damaged or ends early, a sample has no label, or a label is outside the list.
+    """
+    shards = _shards(root, "train" if which == "train" else "val")
+    if not shards:
+        raise ValueError(
+            f"{root}: shards of one split only; *{'train' if which == 'train' else 'val'}*.tar missing"
+        )
+    page = root / "classes.txt"
+    listed = page.read_text(encoding="utf-8").split("\n") if page.is_file() else []
+    return _labelled(shards, _samples, [name.strip() for name in listed if name.strip()] or None, class_names)
+
+
+def _shards(root: Path, which: str) -> list[Path]:
+    return sorted(root.glob(f"*{which}*.tar")) or sorted((root / which).glob("*.tar"))
+
+
+def _labelled(
+    tars: list[Path],
+    search: Callable[[Path], Iterator[Found]],
+    listed: list[str] | None,
+    class_names: list[str] | None,
+    labels: list[str] | None = None,
+) -> LabelledImages:
+    """Search the tar files, number the labels.
+
+    Args:
+        listed: Names of the classes, for labels that are numbers.
+        labels: Of the samples in the order of their names, where the tar files have none.
+    """
+    indices = [_index(path, search) for path in tars]
+    names = np.concatenate([index["names"] for index in indices])
+    texts = np.concatenate([index["labels"] for index in indices]).astype(str)
+    tar = np.repeat(np.arange(len(tars), dtype=np.int32), [len(index["names"]) for index in indices])
+    offsets, sizes = (np.concatenate([index[key] for index in indices]) for key in ("offsets", "sizes"))
+    if not len(names):
+        raise ValueError(f"{tars[0].parent}: no images in {tars[0].name}")
+    if labels is not None:
+        if len(labels) != len(names):
+            raise ValueError(f"{tars[0]}: {len(names)} images, but {len(labels)} labels")
+        order = np.argsort(names)
+        names, tar, offsets, sizes = names[order], tar[order], offsets[order], sizes[order]
+        texts = np.array(labels)
+    members = Members(tars, tar, offsets, sizes)
+    found, numbers = np.unique(texts, return_inverse=True)
+    classes = found.tolist()
+    if search is _samples:
+        classes, numbers = _named(tars[0].parent, texts.astype(np.int64), listed)
+    as_list = numbers.tolist()
+    if class_names is not None:
+        as_list, classes = relabel(tars[0].parent, as_list, classes, class_names), class_names
+    if len(classes) < 2:
+        raise ValueError(f"{tars[0].parent}: a single class ({classes[0]}); at least two are needed")
+    return LabelledImages(members, as_list, classes, Names([name.decode() for name in names]))
+
+
+def _named(root: Path, numbers: np.ndarray, listed: list[str] | None) -> tuple[list[str], np.ndarray]:
+    highest = int(numbers.max())
+    classes = listed or [str(number) for number in range(highest + 1)]
+    if highest >= len(classes) or numbers.min() < 0:
+        wrong = highest if highest >= len(classes) else int(numbers.min())
+        raise ValueError(f"{root}: label {wrong} is outside the {len(classes)} classes of classes.txt")
+    return classes, numbers
+
+
+def _index(path: Path, search: Callable[[Path], Iterator[Found]]) -> dict[str, np.ndarray]:
+    """What the tar file holds, remembered in the user's cache: ImageNet's headers take minutes to read."""
+    status = path.stat()
+    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {search.__name__}"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossformerpp"
+    cached = folder / f"tar-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+    try:
+        with np.load(cached, allow_pickle=False) as content:
+            return dict(content)
+    except (OSError, ValueError, EOFError):
+        pass  # not there yet, or damaged: search again
+    try:
+        found = list(search(path))
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path}: ends early or is damaged ({error})") from None
+    columns = list(zip(*found, strict=True)) or [(), (), (), ()]
+    index = {
+        "names": np.array([name.encode() for name in columns[0]], dtype=bytes),
+        "offsets": np.array(columns[1], dtype=np.int64),
+        "sizes": np.array(columns[2], dtype=np.int64),
+        "labels": np.array([label.encode() for label in columns[3]], dtype=bytes),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(cached) as file:
+            np.savez(file, **index)  # type: ignore[arg-type]
+    except OSError:
+        pass  # a home that cannot be written: search again next time
+    return index
+
+
+def _members(tar: Any, size: int) -> Iterator[tarfile.TarInfo]:
+    """The files of a tar file of `size` bytes."""
+    while (member := tar.next()) is not None:
+        if member.isfile():
+            yield member
+        tar.members.clear()  # a million of them would fill the memory
+    if size < tar.offset + END_BLOCK:
+        raise tarfile.ReadError("no end mark")
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
+
+
+def _images(path: Path) -> Iterator[Found]:
+    with tarfile.open(path, "r:") as tar:
+        for member in _members(tar, path.stat().st_size):
+            if _is_image(member.name):
+                yield PurePosixPath(member.name).name, member.offset_data, member.size, ""
+
+
+def _class_tars(path: Path) -> Iterator[Found]:
+    with tarfile.open(path, "r:") as outer:
+        for class_tar in _members(outer, path.stat().st_size):
+            if not class_tar.name.endswith(".tar"):
+                continue
+            label = PurePosixPath(class_tar.name).stem
+            with tarfile.open(fileobj=outer.extractfile(class_tar), mode="r:") as inner:
+                for member in _members(inner, class_tar.size):
+                    if _is_image(member.name):
+                        offset = class_tar.offset_data + member.offset_data
+                        yield f"{label}/{PurePosixPath(member.name).name}", offset, member.size, label
+
+
+def _samples(path: Path) -> Iterator[Found]:
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}
+    with tarfile.open(path, "r:") as tar:
+        for member in _members(tar, path.stat().st_size):
+            place = PurePosixPath(member.name)
+            stem, _, extension = place.name.partition(".")  # as WebDataset: all after the first dot
+            key = (place.parent / stem).as_posix()
+            if f".{extension}".lower() in IMAGE_EXTENSIONS:
+                images[key] = member.offset_data, member.size
+            elif extension == "cls":
+                content = tar.extractfile(member)
+                assert content is not None
+                labels[key] = content.read(32).decode("ascii", "replace").strip()
+    for key, (offset, size) in images.items():
+        label = labels.get(key, "none")
+        if not label.lstrip("-").isdecimal():
+            raise ValueError(f"{path}: sample {key} has no class number in {key}.cls ({label})")
+        yield key, offset, size, label
