@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from crossformerpp import cli, engine, predict
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.segmentation import open_folder
-from crossformerpp.recipes.load import load_recipe, parse_recipe, recipe_names
+from crossformerpp.recipes.load import dump_recipe, load_recipe, parse_recipe, recipe_names
 from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.segmentation.module import SegmentationModule
 
@@ -34,7 +35,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def recipe(root, head, steps=150, **trainer):
+def recipe(root, head, steps=300, **trainer):
     return parse_recipe(
         {
             "task": "segmentation",
@@ -208,3 +209,31 @@ def test_every_page_of_table_v_is_there():
         assert read.schedule.warmup_steps == (1500 if is_upernet else None)
         assert (read.optim.lr, read.optim.weight_decay) == ((6e-5, 0.01) if is_upernet else (1e-4, 1e-4))
         assert (read.augment.crop, read.augment.scale) == (512, (0.5, 2.0))
+
+
+def test_a_mask_that_does_not_fit_stops_training_with_one_clean_line(scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "bad")
+    for mask in (tmp_path / "bad" / "masks" / "train").iterdir():
+        Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(mask)
+    page = tmp_path / "page.yaml"
+    page.write_text(dump_recipe(recipe(tmp_path / "bad", "semantic_fpn", steps=2, workers=1)))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", str(page), "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith(f"crossformer: {tmp_path}/bad/masks/train/0000")
+    assert "value 77 is no label; with 11 classes labels are 0 to 10" in said
+
+
+def test_batch_norm_is_synchronised_where_several_gpus_train(scenes):
+    module = find_task("segmentation").module(recipe(scenes, "upernet"), [str(i) for i in range(11)])
+    keys = set(module.model.state_dict())
+    for world_size, kind in ((1, "cuda"), (2, "cpu"), (2, "cuda")):
+        module._trainer = SimpleNamespace(
+            world_size=world_size, strategy=SimpleNamespace(root_device=torch.device(kind))
+        )
+        module.configure_model()
+        synchronised = [isinstance(m, torch.nn.SyncBatchNorm) for m in module.model.modules()]
+        assert any(synchronised) == ((world_size, kind) == (2, "cuda"))
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in module.model.modules())
+    assert set(module.model.state_dict()) == keys
