@@ -47,6 +47,22 @@ def test_equals_the_literal_implementation(name, size):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["crossformer_small", "crossformerpp_small"])
+def test_gradients_equal_the_literal_implementations(name):
+    model = _tiny(name)
+    literal = LiteralCrossFormer(**{**VARIANTS[name], **TINY}).eval()
+    literal.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 96, 160)
+    for module in (model, literal):
+        module(x).square().sum().backward()
+    theirs = dict(literal.named_parameters())
+    for parameter_name, ours in model.named_parameters():
+        expected = theirs[parameter_name].grad
+        torch.testing.assert_close(
+            ours.grad, expected, atol=2e-4 * max(1.0, expected.abs().max().item()), rtol=1e-3
+        )
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 97), (50, 50), (101, 64)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_any_size_gives_ceil_maps(size, batch):

@@ -86,7 +86,7 @@ def _attend(group: Groups, num_heads: int, bias: Tensor | None, dropout: float) 
         and dropout == 0.0
         and _takes_batched_products(group.tokens, N)
     ):
-        out = _attention_by_products(qkv, bias)
+        out = _AttentionByProducts.apply(qkv, bias)
     else:
         if group.is_real is not None:
             bias = _masked(bias, group.is_real, group.tokens.dtype)
@@ -96,16 +96,17 @@ def _attend(group: Groups, num_heads: int, bias: Tensor | None, dropout: float) 
 
 
 def _takes_batched_products(tokens: Tensor, group_tokens: int) -> bool:
-    """Whether two batched matrix products beat the fused kernel: small groups in float32 on a CPU, for inference.
+    """Whether batched matrix products beat the fused kernel: small groups in float32 on a CPU.
 
     PyTorch's fused CPU kernel works group by group and head by head, which costs more than the products themselves
-    when a group has few tokens (docs/performance.md). Beyond that the attention map should not be stored.
+    when a group has few tokens, and has no gradient for the bias (docs/performance.md). In large groups the attention
+    map should not be stored.
     """
     return (
         group_tokens <= _MAX_TOKENS_OF_PRODUCTS
         and tokens.device.type == "cpu"
         and tokens.dtype == torch.float32
-        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
         and is_plain_eager(tokens)
     )
 
@@ -113,13 +114,36 @@ def _takes_batched_products(tokens: Tensor, group_tokens: int) -> bool:
 _MAX_TOKENS_OF_PRODUCTS = 256
 
 
-def _attention_by_products(qkv: Tensor, bias: Tensor) -> Tensor:
-    """3 B·S h N d, h N N -> B·S h N d."""
-    _, n, h, N, d = qkv.shape
-    q, k, v = qkv.reshape(3, n * h, N, d).unbind(0)
-    scores = bias.expand(n, h, N, N).reshape(n * h, N, N)
-    attention = torch.baddbmm(scores, q, k.transpose(1, 2), alpha=d**-0.5).softmax(-1)
-    return torch.bmm(attention, v).view(n, h, N, d)
+class _AttentionByProducts(torch.autograd.Function):
+    """qkv (3, B·S, h, N, d), bias (h, N, N) -> (B·S, h, N, d). The attention map is computed again for the backward
+    pass instead of being kept: it is what most of a training step's memory would go to."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(qkv, bias)
+        _, n, h, N, d = qkv.shape
+        q, k, v = qkv.reshape(3, n * h, N, d).unbind(0)
+        return torch.bmm(_attention_map(q, k, bias), v).view(n, h, N, d)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        qkv, bias = ctx.saved_tensors
+        _, n, h, N, d = qkv.shape
+        q, k, v = qkv.reshape(3, n * h, N, d).unbind(0)
+        attention = _attention_map(q, k, bias)
+        grad = grad.reshape(n * h, N, d)
+        for_attention = torch.bmm(grad, v.transpose(1, 2))
+        for_scores = attention * (for_attention - (for_attention * attention).sum(-1, keepdim=True))
+        for_q = torch.bmm(for_scores, k) * d**-0.5
+        for_k = torch.bmm(for_scores.transpose(1, 2), q) * d**-0.5
+        for_v = torch.bmm(attention.transpose(1, 2), grad)
+        return torch.stack([for_q, for_k, for_v]).view_as(qkv), for_scores.view(n, h, N, N).sum(0)
+
+
+def _attention_map(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+    """q, k (B·S·h, N, d), bias (h, N, N) -> softmax(qkᵀ/√d + bias), (B·S·h, N, N)."""
+    scores = bias.expand(len(q) // len(bias), *bias.shape).reshape(-1, *bias.shape[1:])
+    return torch.baddbmm(scores, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _masked(bias: Tensor | None, is_real: Tensor, dtype: torch.dtype) -> Tensor:
@@ -218,7 +242,10 @@ _opaque_attention.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear: (T, C) -> (T, C)."""
+    """Linear, GELU, Linear: (T, C) -> (T, C).
+
+    In training GELU's output, the widest tensor of a block, is computed again from its input in the backward pass.
+    """
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
@@ -228,4 +255,17 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        hidden = self.fc1(x)
+        active = self.act(hidden)
+        if not torch.is_grad_enabled() or not is_plain_eager(active) or (self.training and self.drop.p > 0.0):
+            return self.drop(self.fc2(self.drop(active)))
+        place, shape = active.data_ptr(), active.shape  # not the tensor itself, which a closure would keep
+
+        def pack(saved: Tensor) -> Tensor | None:
+            return None if saved.data_ptr() == place and saved.shape == shape else saved
+
+        def unpack(kept: Tensor | None) -> Tensor:
+            return self.act(hidden.detach()) if kept is None else kept
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return self.fc2(active)
