@@ -195,7 +195,7 @@ MISTAKES = {
     "no data": (["train", "folder", "--out", "x"], "say --data FOLDER"),
     "no such data": (["train", "folder", "--data", "nowhere", "--out", "x"], "nowhere: no such folder"),
     "resume and recipe": (["train", "digits", "--resume", "x"], "name a recipe, or say --resume RUN"),
-    "resume with settings": (["train", "--resume", "x", "--set", "a=1"], "the run's own recipe"),
+    "resume with settings": (["train", "--resume", "x", "--data", "y"], "the run's own recipe"),
     "resume of nothing": (["train", "--resume", "nowhere"], "nowhere: not a run"),
     "group size 0": (
         ["train", "digits", "--set", "model.options.group_sizes=[0, 4, 2, 1]", "--out", "x"],

@@ -32,13 +32,11 @@ def train(
 
     if (recipe is None) == (resume is None):
         raise ValueError("name a recipe, or say --resume RUN (which has its recipe)")
-    if resume is not None and (data is not None or overrides or out is not None or overwrite):
-        raise ValueError(
-            "--resume goes on with the run's own recipe; leave out --data, --set, --out, --overwrite"
-        )
+    if resume is not None and (data is not None or out is not None or overwrite):
+        raise ValueError("--resume goes on with the run's own recipe; leave out --data, --out, --overwrite")
     try:
         if resume is not None:
-            run, metrics = resume, engine.resume(resume)
+            run, metrics = resume, engine.resume(resume, overrides or ())
         else:
             assert recipe is not None
             page = load_recipe(recipe, overrides or (), data)
@@ -47,8 +45,11 @@ def train(
             metrics = engine.train(page, run, overwrite=overwrite, command=command)
     except engine.TrainingInterruptedError:
         folder = resume or run
-        say(f"interrupted; go on with: crossformer train --resume {shlex.quote(str(folder))}")
+        if engine.is_first():
+            say(f"interrupted; go on with: crossformer train --resume {shlex.quote(str(folder))}")
         raise typer.Exit(130) from None
+    if not engine.is_first():
+        return
     if as_json:
         show_json({"run": str(run), **metrics})
     else:
@@ -76,6 +77,8 @@ def evaluate(
     if out is not None:
         claim_folder(out, overwrite)
     metrics = engine.evaluate(run, root=data, out=folder, overrides=overrides or ())
+    if not engine.is_first():
+        return
     if as_json:
         show_json({"run": str(run), **metrics})
     else:

@@ -32,8 +32,11 @@ and the batches in an epoch. Both iteration-based and epoch-based recipes are th
 starting it at another number.
 """
 
+import json
 import logging
+import re
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,10 +47,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from crossformerpp.data.sampling import num_samples
-from crossformerpp.data.writing import write_json
+from crossformerpp.data.writing import replacing, write_json
+from crossformerpp.engine import processes
 from crossformerpp.engine.callbacks import (
     Log,
     LossGuard,
@@ -57,17 +60,19 @@ from crossformerpp.engine.callbacks import (
     StopOnSignal,
     TrainingInterruptedError,
 )
+from crossformerpp.engine.changes import changes
 from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
-from crossformerpp.engine.loaders import RunData
+from crossformerpp.engine.loaders import RunData, first_batch
+from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
-from crossformerpp.recipes.load import apply_overrides, dump_recipe, parse_recipe
+from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
 from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.saved import KEY, load_weights, open_saved, read_training_state
 
-__all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "resume", "train"]
+__all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
 LOG_EVERY = 20  # steps between rows of metrics.csv
 
@@ -91,22 +96,27 @@ def train(
         TrainingInterruptedError: Ctrl-C or SIGTERM; `resume(out)` goes on.
     """
     run = RunFolder(out)
-    is_first = not rank_zero_only.rank  # type: ignore[attr-defined]
-    if is_first:
+    if is_first():
         run.check(overwrite)
     module, data = _prepare(recipe)
-    if is_first:
+    if is_first():
         run.create(dump_recipe(recipe), overwrite)
         write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
     _fit(module, data, run)
     return evaluate(out, out=out)
 
 
-def resume(out: Path) -> dict[str, float]:
+def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
     """Go on with an interrupted run as if nothing had happened, and evaluate the result.
 
+    The run's recipe.yaml may have been changed in settings that leave its state as it is; stderr says which.
+
+    Args:
+        overrides: `a.b=value` texts that change it further.
+
     Raises:
-        ValueError: There is no run, or nothing to resume.
+        ValueError: There is no run, nothing to resume, or a setting or the data changed with which it cannot
+            go on.
         LossNotFiniteError, TrainingInterruptedError: As `train`.
     """
     run = RunFolder(out)
@@ -115,10 +125,25 @@ def resume(out: Path) -> dict[str, float]:
     if not run.last.is_file():
         raise ValueError(f"{out}: stopped before its first checkpoint; begin again with --overwrite")
     state = read_training_state(run.last)
-    recipe = open_saved(run.last).recipe
+    recipe = load_recipe(str(run.recipe), overrides)
+    changed = changes(open_saved(run.last).recipe, recipe)
     module, data = _prepare(recipe, state[KEY]["class_names"])
+    about = json.loads(run.about.read_text(encoding="utf-8"))
+    if (before := about["train_samples"]) != (now := _sizes(module, data)["train_samples"]):
+        raise ValueError(
+            f"{out}: began with {before} training samples, now there are {now}, so that it cannot go on as if "
+            "nothing had happened; begin a new run with --set model.checkpoint=RUN"
+        )
     data.start_step = state[KEY]["step"]
     del state  # the trainer reads it again; do not hold it twice
+    if is_first():
+        run.sweep()
+        for text in changed:
+            print(f"changed since the last checkpoint: {text}", file=sys.stderr)
+        with replacing(run.recipe) as file:
+            file.write(dump_recipe(recipe).encode())
+        about.setdefault("resumed", []).append({"step": data.start_step, "changed": changed})
+        write_json(run.about, about)
     _fit(module, data, run, checkpoint=run.last)
     return evaluate(out, out=out)
 
@@ -149,9 +174,11 @@ def evaluate(
     module = task.module(recipe, saved.class_names)
     load_weights(module.model, saved.weights, saved.path)
     plan = Plan(steps=saved.step, steps_per_epoch=1)
-    trainer = _trainer(recipe.trainer, [ProgressBar(plan)], logger=False)
-    with _quiet(), _threads(recipe.trainer):
+    trainer = _trainer(recipe, [ProgressBar(plan)], logger=False)
+    started = time.perf_counter()
+    with _quiet(), _threads(recipe.trainer), _said_plainly():
         trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    seconds = time.perf_counter() - started
     evaluation = module.last_evaluation
     assert evaluation is not None
     if out is not None and trainer.is_global_zero:
@@ -160,6 +187,7 @@ def evaluate(
             "checkpoint": str(saved.path),
             "step": saved.step,
             "data": str(root) if root else "validation",
+            "images_per_second": round(num_samples(split) / seconds, 2),
         }
         write_json(out / "metrics.json", evaluation.metrics | about)
         evaluation.write(out, split)
@@ -172,9 +200,11 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     train_split = task.split(recipe, "train", class_names)
     val_split = task.split(recipe, "val", train_split.class_names)
     plan = Plan.of(recipe.trainer, num_samples(train_split))
+    if recipe.trainer.overfit_batch:
+        train_split = first_batch(train_split, recipe.trainer)
     data = RunData(recipe.trainer, val_split, train_split, plan)
-    devices = recipe.trainer.devices
-    data.stream(rank=0, world=devices if isinstance(devices, int) else 1)  # refuses a batch that cannot be
+    data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
+    processes.settings(recipe)  # for its errors
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         module = task.module(recipe, train_split.class_names)
@@ -203,7 +233,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
     ]
     logger = TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=data.start_step or None)
     trainer = _trainer(
-        section,
+        module.recipe,
         callbacks,
         logger=logger,
         max_steps=plan.steps,
@@ -213,7 +243,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         val_check_interval=eval_every * section.accumulate,
         check_val_every_n_epoch=None,
     )
-    with _quiet(), _threads(section):
+    with _quiet(), _threads(section), _said_plainly():
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if saver.is_pending(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
@@ -221,7 +251,8 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         saver.save(trainer)
 
 
-def _trainer(section: TrainerSection, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
+def _trainer(recipe: BaseRecipe, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
+    section = recipe.trainer
     precision = section.precision
     if precision == "auto":
         has_gpu = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
@@ -229,7 +260,6 @@ def _trainer(section: TrainerSection, callbacks: list[Callback], **settings: Any
     with _quiet():
         return pl.Trainer(
             accelerator=section.accelerator,
-            devices=section.devices,
             precision=precision,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
@@ -238,6 +268,7 @@ def _trainer(section: TrainerSection, callbacks: list[Callback], **settings: Any
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            **processes.settings(recipe),
             **settings,
         )
 
@@ -256,6 +287,18 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """An error that a loader's worker process raised for the user, without that process's traceback."""
+    try:
+        yield
+    except ValueError as error:
+        lines = str(error).strip().splitlines()
+        if not lines or not re.match(r"Caught \w+ in DataLoader worker process", lines[0]):
+            raise
+        raise ValueError(lines[-1].partition(": ")[2]) from None
 
 
 @contextmanager

@@ -134,6 +134,7 @@ class Saver(Callback):
             self.save(trainer)
         if is_best and trainer.is_global_zero:
             self.run.keep_as_best()
+        trainer.strategy.barrier()  # the other processes shall not look for best.ckpt too early
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save last.ckpt, if the weights are sound."""
@@ -143,11 +144,19 @@ class Saver(Callback):
 
 
 class StopOnSignal(Callback):
-    """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second one at once."""
+    """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second one at once.
+
+    Of several processes all stop after the same step, whichever was asked. torchrun passes a Ctrl-C on to
+    processes that have it from the terminal already, so a second one within `PATIENCE` is the same one.
+    """
+
+    PATIENCE = 2.0  # seconds
+    GPU_EVERY = 10  # steps between the processes' looks at each other: each makes a GPU wait
 
     def __init__(self, saver: Saver) -> None:
         self.saver = saver
         self.asked = False
+        self._when = 0.0
         self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -160,18 +169,28 @@ class StopOnSignal(Callback):
         self._previous.clear()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if self.asked and at_step_end(trainer):
+        if at_step_end(trainer) and self._is_asked(trainer):
             self.saver.save(trainer)
             raise TrainingInterruptedError
 
-    def on_validation_batch_start(self, *_: Any) -> None:
-        if self.asked:  # the step before was saved, marked as not yet evaluated
+    def _is_asked(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.asked
+        if trainer.strategy.root_device.type == "cuda" and trainer.global_step % self.GPU_EVERY:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        # the step before was saved, marked as not yet evaluated; several processes stop after the next step
+        if self.asked and trainer.world_size == 1:
             raise TrainingInterruptedError
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        now = time.monotonic()
+        if self.asked and now - self._when > self.PATIENCE:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self._when = True, now
 
 
 class Log(Callback):

@@ -1,6 +1,7 @@
 """Where a run keeps its files."""
 
 import csv
+import errno
 import os
 import platform
 import shutil
@@ -22,8 +23,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are read without executing anything."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+        try:
+            with replacing(Path(path)) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as either
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            number = getattr(error, "errno", None) or errno.EIO
+            kept = "; the checkpoint saved before is intact" if Path(path).exists() else ""
+            raise OSError(number, f"{path} could not be saved: {reason}{kept}") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)
@@ -69,6 +76,11 @@ class RunFolder:
             shutil.rmtree(self.path)
         self.last.parent.mkdir(parents=True)
         self.recipe.write_text(recipe_page, encoding="utf-8")
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for unfinished in self.path.rglob(".*.unfinished"):
+            unfinished.unlink()
 
     def keep_as_best(self) -> None:
         """Make the last checkpoint the best one; takes no space until the next is saved."""

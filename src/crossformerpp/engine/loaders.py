@@ -1,7 +1,10 @@
 """The loaders of a run: training as one numbered stream of batches, evaluation of every sample once."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from crossformerpp.data.sampling import BatchStream, EvalOrder, SeededDataset, num_samples
 from crossformerpp.data.split import Split
@@ -70,3 +73,11 @@ class RunData(pl.LightningDataModule):
             "pin_memory": self.trainer.strategy.root_device.type == "cuda",
             "persistent_workers": persistent and workers > 0,
         }
+
+
+def first_batch(split: Split, section: TrainerSection) -> Split:
+    """Only as many samples as a batch has, drawn once: what `trainer.overfit_batch` trains on."""
+    generator = np.random.default_rng(section.seed)
+    chosen = sorted(generator.permutation(num_samples(split))[: section.batch_size].tolist())
+    groups = None if split.groups is None else [0] * len(chosen)
+    return replace(split, dataset=Subset(split.dataset, chosen), groups=groups)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,6 +27,9 @@ class ProgressBar(Callback):
         self._clock, self._count, self._speed = time.perf_counter(), 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        if trainer.is_global_zero:
+            self.console.print(summary(trainer, pl_module, self.plan), highlight=False, soft_wrap=True)
         self._start(trainer)
         if self.bar is not None:
             self.training = self.bar.add_task(
@@ -35,10 +39,13 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, TaskModule)
-        if self.bar is None or self.training is None or not at_step_end(trainer):
+        if not at_step_end(trainer):
             return
         self._count += pl_module.recipe.trainer.batch_size
         elapsed = time.perf_counter() - self._clock
+        if self.bar is None or self.training is None:
+            self._speed = self._count / elapsed
+            return
         if elapsed < 0.5 and trainer.global_step < self.plan.steps:
             return  # reading the loss makes a GPU wait, so rarely
         self._speed, self._count, self._clock = self._count / elapsed, 0, time.perf_counter()
@@ -69,9 +76,18 @@ class ProgressBar(Callback):
             shown = "  ".join(
                 f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)
             )
-            line = f"epoch {epoch:.4g} (step {trainer.global_step}): {shown}"
+            line = (
+                f"epoch {epoch:.4g} (step {trainer.global_step}): {shown}{self._outlook(trainer, pl_module)}"
+            )
             self.console.print(line, highlight=False, soft_wrap=True)
         self._clock, self._count = time.perf_counter(), 0
+
+    def _outlook(self, trainer: pl.Trainer, module: TaskModule) -> str:
+        if not self._speed:
+            return ""
+        samples = (self.plan.steps - trainer.global_step) * module.recipe.trainer.batch_size
+        left = timedelta(seconds=round(samples / self._speed))
+        return f"  ({self._speed:.0f} img/s" + (f", {left} of training left)" if samples else ")")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.bar is not None:
@@ -90,3 +106,25 @@ class ProgressBar(Callback):
                 expand=True,
             )
             self.bar.start()
+
+
+def summary(trainer: pl.Trainer, module: TaskModule, plan: Plan) -> str:
+    """What is about to be trained: parts of the model, length, processes."""
+    section = module.recipe.trainer
+    parts = [
+        f"{name} {_count(sum(p.numel() for p in part.parameters()))}"
+        for name, part in module.model.named_children()
+    ]
+    total = sum(p.numel() for p in module.model.parameters())
+    learnt = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    device = trainer.strategy.root_device.type
+    return (
+        f"{module.recipe.model.name}: {_count(total)} parameters ({', '.join(parts)}), {_count(learnt)} of them "
+        f"learn; {len(module.class_names)} classes\n"
+        f"{plan.steps} steps of {section.batch_size} images, {plan.steps_per_epoch} an epoch; "
+        f"{trainer.world_size} process(es) on {device}, {trainer.precision}"
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number:,}"

@@ -92,7 +92,11 @@ class TrainerSection(Section):
     result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: PositiveInt | Literal["auto"] = "auto"
+    devices: PositiveInt | Literal["auto"] = "auto"  # per machine; under torchrun and SLURM leave it out
+    nodes: PositiveInt = 1  # machines
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp where there are several devices
+    sync_batchnorm: bool = True  # batch norms use the statistics of all GPUs
+    overfit_batch: bool = False  # train on the first batch only: its loss must vanish if all is well
     workers: int = Field(default=2, ge=0)  # processes that read data, per device
     threads: PositiveInt | None = None  # of the CPU, for arithmetic; default: all cores
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -81,12 +81,25 @@ class TaskModule(pl.LightningModule):
         schedule = build_schedule(optimizer, self.recipe, self.plan)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take rates and schedule from the recipe, which may have changed; the schedule has no state of its own."""
+        assert self.plan is not None
+        optimizer = build_optimizer(self.model, self.recipe)
+        schedule = build_schedule(optimizer, self.recipe, self.plan)
+        (state,) = checkpoint["optimizer_states"]
+        for saved, fresh in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            saved.update({key: value for key, value in fresh.items() if key != "params"})
+        checkpoint["lr_schedulers"] = [schedule.state_dict()]
+
+    def on_train_start(self) -> None:
+        self.lr_scheduler_step(self.lr_schedulers(), None)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Set the rate of the step to come."""
         assert self.plan is not None
         step = self.global_step
         scheduler.step_update(step)
-        if step % self.plan.steps_per_epoch == 0:
-            scheduler.step(step // self.plan.steps_per_epoch)
+        scheduler.step(step // self.plan.steps_per_epoch)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

@@ -1,0 +1,59 @@
+"""What a recipe may change between the interruption of a run and its resumption."""
+
+from typing import Any
+
+from crossformerpp.recipes.schema import BaseRecipe
+
+# Settings that shape the saved state (weights, optimiser) or the numbering of the batches.
+FIXED = (
+    "task",
+    "model.name",
+    "model.options",
+    "head",
+    "detector",
+    "frozen_backbone",
+    "data.source",
+    "data.val_fraction",
+    "ema",
+    "optim.name",
+    "optim.layer_decay",
+    "trainer.batch_size",
+    "trainer.seed",
+)
+ALTHOUGH_BELOW = ("ema.decay", "ema.warmup")
+
+
+def changes(before: BaseRecipe, now: BaseRecipe) -> list[str]:
+    """A text `key: old → new` per changed setting.
+
+    Raises:
+        ValueError: A setting changed with which the run cannot go on; names all of them.
+    """
+    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    texts = {key: f"{key}: {old.get(key)} → {new.get(key)}" for key in keys}
+    refused = [
+        text for key, text in texts.items() if _is_fixed(key, (before.ema is None) != (now.ema is None))
+    ]
+    if refused:
+        raise ValueError(
+            f"the run cannot go on with a changed {'; '.join(refused)}. Begin a new one; "
+            "--set model.checkpoint=RUN starts it from this one's weights"
+        )
+    return list(texts.values())
+
+
+def _is_fixed(key: str, is_ema_switched: bool) -> bool:
+    if key in ALTHOUGH_BELOW and not is_ema_switched:
+        return False
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
