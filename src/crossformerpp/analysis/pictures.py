@@ -66,3 +66,16 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path) -> No
                 column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8
             )
     figure.savefig(path, dpi=110)
+
+
+def bars(labels: Sequence[str], values: Sequence[float], quantity: str, path: Path) -> None:
+    """Horizontal bars, each with its value."""
+    figure = Figure(figsize=(9, 1 + 0.6 * len(labels)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh(range(len(labels)), values)
+    axes.bar_label(drawn, fmt="%.3g", padding=3)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(quantity)
+    axes.margins(x=0.12)
+    figure.savefig(path, dpi=100)

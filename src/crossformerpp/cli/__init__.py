@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import data, models, predict, train
+from crossformerpp.cli import bench, data, models, predict, train
 
 app = typer.Typer(
     name="crossformer",
@@ -23,6 +23,7 @@ app.command(name="eval")(train.evaluate)
 app.command()(predict.predict)
 app.command()(models.models)
 app.command()(models.convert)
+app.command()(bench.bench)
 app.add_typer(data.app, name="data")
 
 USER_ERROR, INTERRUPTED = 2, 130

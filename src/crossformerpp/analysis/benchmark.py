@@ -1,0 +1,162 @@
+"""Speed of models beside each other: `crossformer bench`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from crossformerpp.analysis.complexity import count_complexity
+from crossformerpp.analysis.throughput import matmul_peak, peak_extra_memory, time_in_turn
+from crossformerpp.models import VARIANTS
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LITERAL = "literal:"  # the literal implementation of a variant, of benchmarks/literal.py
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is timed: a forward pass, or a whole training step (forward, backward, AdamW) with `training`."""
+
+    batch_size: int
+    height: int
+    width: int
+    dtype: str = "float32"
+    compiled: bool = False
+    training: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model under one setting; times in milliseconds per batch, rates per second, memory in bytes."""
+
+    model: str
+    batch_size: int
+    height: int
+    width: int
+    dtype: str
+    compiled: bool
+    training: bool
+    device: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    runs: int
+    images_per_s: float
+    gmacs: float
+    gflops_per_s: float
+    peak_share: float
+    peak_extra_bytes: int
+    speed_ratio: float
+
+
+def bench(
+    names: Sequence[str],
+    settings: Sequence[Setting],
+    options: Mapping[str, Any] | None = None,
+    seconds: float = 10.0,
+) -> Iterator[Measurement]:
+    """Time models in turn under each setting.
+
+    Args:
+        names: timm names, or `literal:<variant>`.
+        options: Overrides for CrossFormer models, such as `group_sizes`.
+        seconds: About how long to time each setting.
+
+    Yields:
+        Per setting a measurement of every model. `peak_share` is of the fastest matrix product measured here in the
+        same type; a training step counts as three forward passes. `speed_ratio` is the last model's median time over
+        this one's.
+    """
+    peaks: dict[tuple[str, str], float] = {}
+    for setting in settings:
+        key = setting.dtype, setting.device
+        if key not in peaks:
+            peaks[key] = max(matmul_peak(DTYPES[setting.dtype], setting.device).values())
+        models = {name: build(name, options) for name in names}
+        macs = {
+            name: count_complexity(model.to("meta"), (3, setting.height, setting.width)).macs
+            for name, model in ((name, build(name, options)) for name in names)
+        }
+        calls = {name: _call(model, setting) for name, model in models.items()}
+        timings = time_in_turn(calls, seconds, device=setting.device)
+        for name, timing in timings.items():
+            rate = setting.batch_size / timing.median
+            flops = 2 * macs[name] * rate * (3 if setting.training else 1)
+            yield Measurement(
+                model=name,
+                **asdict(setting),
+                median_ms=timing.median * 1e3,
+                low_ms=timing.low * 1e3,
+                high_ms=timing.high * 1e3,
+                runs=timing.runs,
+                images_per_s=rate,
+                gmacs=macs[name] / 1e9,
+                gflops_per_s=flops / 1e9,
+                peak_share=flops / peaks[key],
+                peak_extra_bytes=peak_extra_memory(calls[name], setting.device),
+                speed_ratio=timings[names[-1]].median / timing.median,
+            )
+
+
+def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """A model with random weights, the same at every call.
+
+    Raises:
+        ValueError: The name is unknown, or the literal implementation is not at hand.
+    """
+    torch.manual_seed(0)
+    variant = name.removeprefix(LITERAL)
+    if variant != name:
+        if variant not in VARIANTS:
+            raise ValueError(f"no literal implementation of {variant!r}: choose one of {', '.join(VARIANTS)}")
+        try:
+            literal = importlib.import_module("benchmarks.literal")
+        except ModuleNotFoundError:
+            raise ValueError(
+                f"{name!r} is part of the source tree, not of the package: run this in a checkout's folder "
+                "as `python -m crossformerpp.cli bench …`"
+            ) from None
+        return literal.LiteralCrossFormer(**{**VARIANTS[variant], **(options or {})})
+    if not timm.is_model(name):
+        raise ValueError(f"unknown model {name!r}: `timm.list_models()` lists what there is")
+    return timm.create_model(name, **(options or {}) if name in VARIANTS else {})
+
+
+def _call(model: nn.Module, setting: Setting) -> Callable[[], Any]:
+    dtype = DTYPES[setting.dtype]
+    x = torch.randn(setting.batch_size, 3, setting.height, setting.width, device=setting.device)
+    model = model.to(setting.device)
+    if setting.training:
+        return _training_step(model.train(), x, setting)
+    model, x = model.to(dtype).eval(), x.to(dtype)
+    if not setting.compiled:
+        return torch.inference_mode()(lambda: model(x))
+    from torch._inductor import config
+
+    with torch.no_grad(), config.patch(freezing=True):
+        compiled = torch.compile(model)
+        compiled(x)
+    return torch.no_grad()(lambda: compiled(x))
+
+
+def _training_step(model: nn.Module, x: Tensor, setting: Setting) -> Callable[[], Any]:
+    dtype = DTYPES[setting.dtype]
+    target = torch.zeros(len(x), dtype=torch.long, device=setting.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    forward = torch.compile(model) if setting.compiled else model
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(setting.device, dtype, enabled=dtype != torch.float32):
+            loss = nn.functional.cross_entropy(forward(x), target)
+        loss.backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,105 @@
+"""`crossformer bench`."""
+
+import csv
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from crossformerpp.cli.output import show_json, show_table, track
+from crossformerpp.cli.train import AsJson, Overwrite
+
+
+def bench(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="timm names, or literal:NAME in a checkout; the last is compared with."),
+    ],
+    batch: Annotated[list[int], typer.Option(min=1, help="Images in a batch; may be repeated.")] = [16, 1],  # noqa: B006
+    size: Annotated[list[str], typer.Option(help="Side, or HEIGHTxWIDTH; may be repeated.")] = ["224"],  # noqa: B006
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    training: Annotated[bool, typer.Option("--train", help="A whole training step.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    options: Annotated[str, typer.Option(help="YAML mapping, e.g. 'group_sizes: [14, 14, 7, 7]'.")] = "{}",
+    seconds: Annotated[float, typer.Option(help="About how long to time each setting.")] = 10.0,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.csv and bench.png.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time models in turn in one process: median, images/s, share of the machine's peak, memory."""
+    import torch
+    import yaml
+
+    from crossformerpp.analysis.benchmark import Setting
+    from crossformerpp.analysis.benchmark import bench as measure
+
+    if out is not None and not overwrite and (out / "bench.csv").exists():
+        raise ValueError(f"{out / 'bench.csv'} exists: choose another folder or say --overwrite")
+    if threads:
+        torch.set_num_threads(threads)
+    settings = [
+        Setting(batch_size, *_sides(text), dtype, compiled, training, device)
+        for text, batch_size in itertools.product(size, batch)
+    ]
+    found = measure(models, settings, yaml.safe_load(options), seconds)
+    rows = [asdict(row) for row in track(found, len(settings) * len(models), "timing")]
+    if out is not None:
+        _write(rows, out)
+    if as_json:
+        show_json(rows)
+        return
+    show_table(
+        (
+            "model",
+            "batch",
+            "size",
+            "median ms",
+            "quartiles",
+            "images/s",
+            "GFLOP/s",
+            "of peak",
+            "extra MiB",
+            "×",
+        ),
+        [
+            (
+                row["model"],
+                str(row["batch_size"]),
+                f"{row['height']}x{row['width']}",
+                f"{row['median_ms']:.1f}",
+                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}",
+                f"{row['images_per_s']:.1f}",
+                f"{row['gflops_per_s']:.0f}",
+                f"{row['peak_share']:.0%}",
+                f"{row['peak_extra_bytes'] / 2**20:.0f}",
+                f"{row['speed_ratio']:.2f}",
+            )
+            for row in rows
+        ],
+        title=", ".join(
+            [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
+        ),
+    )
+
+
+def _sides(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() for side in sides):
+        raise ValueError(f"size {text!r}: say a side such as 224, or HEIGHTxWIDTH such as 800x1344")
+    return int(sides[0]), int(sides[-1])
+
+
+def _write(rows: list[dict[str, Any]], out: Path) -> None:
+    from crossformerpp.analysis.pictures import bars
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "bench.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    labels = [f"{row['model']}\n{row['batch_size']} × {row['height']}x{row['width']}" for row in rows]
+    bars(labels, [row["images_per_s"] for row in rows], "images/s", out / "bench.png")

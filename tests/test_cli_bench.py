@@ -1,0 +1,48 @@
+"""`crossformer bench`: what it measures fits together; what it is told wrong it says."""
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from crossformerpp.cli import app, main
+
+FAST = ["--batch", "2", "--size", "32x64", "--seconds", "0.01", "--threads", "1"]
+
+
+def test_rows_fit_together_and_are_written(tmp_path):
+    options = "{embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 4], num_classes: 10}"
+    models = ["crossformerpp_small", "literal:crossformerpp_small"]
+    result = CliRunner().invoke(
+        app,
+        ["bench", *models, *FAST, "--options", options, "--out", str(tmp_path), "--json"],
+        catch_exceptions=False,
+    )
+    ours, literal = json.loads(result.stdout)
+    assert [ours["model"], literal["model"]] == models
+    assert literal["speed_ratio"] == 1.0
+    assert ours["gmacs"] == pytest.approx(literal["gmacs"], rel=0.1)
+    for row in (ours, literal):
+        assert row["images_per_s"] == pytest.approx(2e3 / row["median_ms"])
+        assert row["gflops_per_s"] == pytest.approx(2 * row["gmacs"] * row["images_per_s"])
+        assert 0 < row["peak_share"] < 1
+        assert row["peak_extra_bytes"] > 2 * 3 * 32 * 64
+    with (tmp_path / "bench.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == models
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["no_such_model", *FAST], "unknown model 'no_such_model'"),
+        (["literal:resnet18", *FAST], "no literal implementation of 'resnet18'"),
+        (["crossformer_tiny", "--size", "a"], "size 'a'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, match, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", *arguments])
+    assert exit_.value.code == 2
+    assert match in capsys.readouterr().err
