@@ -74,8 +74,6 @@ from crossformerpp.tasks.saved import KEY, load_weights, open_saved, read_traini
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
-LOG_EVERY = 20  # steps between rows of metrics.csv
-
 
 def train(
     recipe: BaseRecipe, out: Path, *, overwrite: bool = False, command: str | None = None
@@ -226,7 +224,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
     callbacks = [
         SeedEachBatch(section.seed),
         guard,
-        Log(run, plan, LOG_EVERY),
+        Log(run, plan, section.log_every),
         ProgressBar(plan),
         saver,
         StopOnSignal(saver),

@@ -110,10 +110,15 @@ class MetricsTable:
         self._write(self.rows, rewrite=True)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row; the file is rewritten only if the row has a new column."""
+        """Add a row, in the place of one with the same step and columns: an evaluation that was repeated.
+
+        The file is rewritten only where it must be.
+        """
         known = {name for old in self.rows for name in old}
-        self.rows.append(dict(row))
-        self._write([dict(row)], rewrite=not known.issuperset(row))
+        others = [old for old in self.rows if old["step"] != row["step"] or old.keys() != row.keys()]
+        is_new = len(others) == len(self.rows) and known.issuperset(row)
+        self.rows = [*others, dict(row)]
+        self._write([dict(row)], rewrite=not is_new)
 
     def _write(self, rows: Sequence[Mapping[str, float]], rewrite: bool) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

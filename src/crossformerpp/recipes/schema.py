@@ -88,6 +88,7 @@ class TrainerSection(Section):
     accumulate: PositiveInt = 1
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
     eval_every: PositiveInt = 1  # in the trainer's unit
+    log_every: PositiveInt = 20  # steps between the rows of metrics.csv
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
     result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"

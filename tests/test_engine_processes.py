@@ -1,0 +1,152 @@
+"""Two real processes under torchrun do what one does, stop together, and do not outlive one another."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from crossformerpp import engine
+from crossformerpp.data.classification import open_digits
+from crossformerpp.engine import processes
+from crossformerpp.recipes.load import load_recipe
+from crossformerpp.recipes.schema import TrainerSection
+from crossformerpp.tasks.saved import read_training_state
+from tiny import tiny_recipe, tiny_values
+
+# Runs the command, but something happens to the process of rank 1 when it begins its third batch.
+PROGRAM = """
+import os, signal, sys
+from crossformerpp.cli import main
+from crossformerpp.engine import callbacks
+happens, real = sys.argv.pop(1), callbacks.SeedEachBatch.on_train_batch_start
+def hooked(self, trainer, *arguments):
+    if trainer.global_rank == 1 and trainer.global_step == 2:
+        os.kill(os.getpid(), getattr(signal, happens))
+    real(self, trainer, *arguments)
+callbacks.SeedEachBatch.on_train_batch_start = hooked
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe without chance (mixup and drop path draw per process) on 128 + 61 digits as files."""
+    root = tmp_path_factory.mktemp("digits")
+    digits = open_digits("train", 32)
+    for number in range(128 + 61):
+        folder = root / ("train" if number < 128 else "val") / digits.class_names[digits.labels[number]]
+        folder.mkdir(parents=True, exist_ok=True)
+        digits.open(number).save(folder / f"{number}.png")
+    values = tiny_values()
+    values["data"] |= {"source": "folder", "root": str(root)}
+    values["augment"] = {"flip": 0.0}
+    values["model"]["options"]["drop_path_rate"] = 0.0
+    values["trainer"] |= {"eval_batch_size": 16, "log_every": 1, "checkpoint_every": 1}
+    path = root / "page.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a single process."""
+    run = tmp_path_factory.mktemp("runs") / "alone"
+    engine.train(load_recipe(str(page)), run)
+    return run
+
+
+def torchrun(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *arguments,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    texts = [str(part) for part in command]
+    return subprocess.run(
+        texts, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one_does(page: Path, alone: Path, tmp_path: Path) -> None:
+    result = torchrun("-m", "crossformerpp", "train", page, "--out", tmp_path / "run", "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count('"top1"') == 1  # only one of them prints
+    assert "2 process(es) on cpu" in result.stderr
+    ours, theirs = rows(tmp_path / "run" / "metrics.csv"), rows(alone / "metrics.csv")
+    for column in ("train_loss", "lr", "val_loss", "val_top1", "val_calibration_error"):
+        values = [float(row[column]) for row in theirs if row[column]]
+        assert len(values) == (4 if column in ("train_loss", "lr") else 2)
+        assert [float(row[column]) for row in ours if row[column]] == pytest.approx(values, rel=2e-3)
+    found, expected = rows(tmp_path / "run" / "predictions.csv"), rows(alone / "predictions.csv")
+    assert len(found) == 61
+    assert [row["sample"] for row in found] == [row["sample"] for row in expected]
+    one, two = (read_training_state(run / "checkpoints" / "last.ckpt") for run in (alone, tmp_path / "run"))
+    for a, b in zip(
+        one["optimizer_states"][0]["state"].values(),
+        two["optimizer_states"][0]["state"].values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(a["exp_avg"], b["exp_avg"], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_stop_when_one_is_asked_and_another_number_of_them_goes_on(
+    page: Path, alone: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    result = torchrun(tmp_path / "program.py", "SIGINT", "train", page, "--out", tmp_path / "run")
+    assert result.stderr.count("interrupted; go on with: crossformer train --resume") == 1, result.stderr
+    assert "exitcode  : 130" in result.stderr
+    assert read_training_state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
+    engine.resume(tmp_path / "run")
+    ours, theirs = rows(tmp_path / "run" / "metrics.csv"), rows(alone / "metrics.csv")
+    values = [float(row["train_loss"]) for row in theirs if row["train_loss"]]
+    assert [float(row["train_loss"]) for row in ours if row["train_loss"]] == pytest.approx(values, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_when_one_dies_the_other_stops(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    begun = time.monotonic()
+    result = torchrun(tmp_path / "program.py", "SIGKILL", "train", page, "--out", tmp_path / "run")
+    assert time.monotonic() - begun < 60
+    assert result.returncode != 0
+    assert f"Signal {signal.SIGKILL.value} (SIGKILL) received" in result.stderr
+    assert read_training_state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
+def test_what_torchrun_or_slurm_started_is_what_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = TrainerSection(epochs=1)
+    assert processes.layout(section) == ("auto", 1)
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    assert processes.layout(section) == (8, 2)
+    assert processes.world(section) == 16
+    with pytest.raises(ValueError, match=r"trainer\.devices is 3, but 8 were started; leave it out"):
+        processes.layout(TrainerSection(epochs=1, devices=3))
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # a shell on a node, which starts nothing
+    assert processes.layout(section) == ("auto", 1)
+
+
+def test_sharded_training_wants_gpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp needs GPUs; on CPUs say ddp"):
+        engine.train(tiny_recipe("trainer.strategy=fsdp"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
