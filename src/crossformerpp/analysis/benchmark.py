@@ -121,7 +121,7 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
         except ModuleNotFoundError:
             raise ValueError(
                 f"{name!r} is part of the source tree, not of the package: run this in a checkout's folder "
-                "as `python -m crossformerpp.cli bench …`"
+                "as `python -m crossformerpp bench …`"
             ) from None
         return literal.LiteralCrossFormer(**{**VARIANTS[variant], **(options or {})})
     if not timm.is_model(name):

@@ -1,0 +1,52 @@
+"""Why the layers take the kernels they take: `python -m benchmarks.kernels`. Float32, CPU, each pair in turn."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from crossformerpp.analysis.throughput import time_in_turn
+from crossformerpp.layers import Linear
+from crossformerpp.layers.attention import _AttentionByProducts
+
+#          rows, inputs, outputs: projections of ++S at 224 (stages 1, 3 and 4), batch 1 and 16
+PRODUCTS = [(3136, 64, 256), (196, 256, 1024), (49, 512, 2048), (3136, 256, 1024), (784, 512, 2048)]
+#         groups, tokens, heads: attention of ++S (stages 1 to 4) and of the G = 14 setting's first stage
+GROUPS = [(196, 16, 2), (49, 16, 4), (4, 196, 8), (4, 49, 16), (20, 196, 3)]
+
+
+@torch.inference_mode()
+def main() -> None:
+    table = Table(title=f"{torch.get_num_threads()} CPU threads, median ms")
+    for column in ("what", "PyTorch's default", "the layer's choice", "ratio"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    for rows, inputs, outputs in PRODUCTS:
+        layer, x = Linear(inputs, outputs), torch.randn(rows, inputs)
+        _add(
+            table,
+            f"linear {rows}x{inputs} -> {outputs}",
+            lambda x=x, layer=layer: F.linear(x, layer.weight, layer.bias),
+            lambda x=x, layer=layer: layer(x),
+        )
+    for groups, tokens, heads in GROUPS:
+        rows, bias = torch.randn(groups, tokens, 3, heads, 32), torch.randn(heads, tokens, tokens)
+        qkv = rows.permute(2, 0, 3, 1, 4)
+        _add(
+            table,
+            f"attention, {groups} groups of {tokens} tokens, {heads} heads",
+            lambda qkv=qkv, bias=bias: F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=bias),
+            lambda qkv=qkv, bias=bias: _AttentionByProducts.apply(qkv, bias),
+        )
+    Console(width=120).print(table)
+
+
+def _add(table: Table, what: str, default: object, chosen: object) -> None:
+    timings = time_in_turn({"default": default, "chosen": chosen}, seconds=2.0, min_runs=50, max_runs=2000)  # type: ignore[dict-item]
+    a, b = timings["default"].median * 1e3, timings["chosen"].median * 1e3
+    table.add_row(what, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}")
+
+
+if __name__ == "__main__":
+    main()
