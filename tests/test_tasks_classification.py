@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data.real_labels import RealLabelsImagenet
 
 import crossformerpp
 from crossformerpp.data.classification import LabelledImages, TransformedImages
+from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.sampling import seed_generators
 from crossformerpp.data.split import Split
 from crossformerpp.recipes.classification import ClassificationRecipe
@@ -211,3 +213,30 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     labels = torch.tensor([0] * 6 + [1] * 4)  # 90% sure, 60% right
     found = ClassificationEvaluation(torch.arange(10), labels, probabilities, ["a", "b"])
     assert found.metrics["calibration_error"] == pytest.approx(0.3, abs=1e-5)
+
+
+def test_real_labels_count_as_timms_evaluator_counts_them(tmp_path: Path) -> None:
+    real = [[0], [1, 2], [], [3]]
+    (tmp_path / "real.json").write_text(json.dumps(real))
+    names = [f"val/n0/ILSVRC2012_val_{number:08d}.JPEG" for number in (4, 3, 1, 2)]  # in another order
+    assert read_real_labels(tmp_path / "real.json", names) == [[3], [], [0], [1, 2]]
+    torch.manual_seed(1)
+    probabilities = torch.eye(6)[[3, 0, 5, 2]]
+    found = ClassificationEvaluation(
+        torch.arange(4), torch.zeros(4, dtype=torch.long), probabilities, list("abcdef"),
+        real_labels=read_real_labels(tmp_path / "real.json", names),
+    )  # fmt: skip
+    reference = RealLabelsImagenet(names, str(tmp_path / "real.json"))
+    reference.add_result(probabilities)
+    assert (
+        found.metrics["real_top1"] == pytest.approx(reference.get_accuracy(1) / 100) == pytest.approx(2 / 3)
+    )
+    assert found.metrics["real_samples"] == 3
+    with pytest.raises(ValueError, match=r"cat\.jpg is not one of the 4 images"):
+        read_real_labels(tmp_path / "real.json", ["cat.jpg"])
+    assert len(read_real_labels("imagenet", ["ILSVRC2012_val_00050000.JPEG"])) == 1
+
+
+def test_augmentation_that_timm_does_not_know_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"augment\.auto_augment: 'rand-x9'"):
+        train_transform(tiny_recipe("augment.auto_augment=rand-x9"))  # type: ignore[arg-type]

@@ -61,12 +61,14 @@ class LabelledImages:
         images: A path, the bytes of a file, or an image per sample.
         labels: Index into `class_names` per sample.
         names: What to call each sample in tables and errors.
+        real_labels: Other right answers of each sample, none of them for samples that do not count.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
     labels: list[int]
     class_names: list[str]
     names: Sequence[str]
+    real_labels: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,6 +1,10 @@
-"""The labels of ImageNet's validation images, which their tar file does not have."""
+"""The labels of ImageNet's validation images: those that their tar file does not have, and ReaL's."""
 
+import json
+import re
 import tarfile
+from collections.abc import Sequence
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -30,6 +34,34 @@ def read_val_labels(root: Path) -> list[str]:
         raise ValueError(f"{root / DEVKIT}: cannot be read ({error})") from None
     names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     return [names[int(number)] for number in truth]
+
+
+def read_real_labels(source: Path | str, names: Sequence[str]) -> list[list[int]]:
+    """ReaL's labels of each image: several, or none where the annotators found none ("Are we done with ImageNet?").
+
+    Args:
+        source: The authors' real.json, a list of labels per validation image; "imagenet" is the copy in timm.
+        names: Of the images, with the number in them that ImageNet gave: ILSVRC2012_val_00000001.JPEG.
+
+    Raises:
+        ValueError: The file is not such a list, or an image is not one of ImageNet's validation images.
+    """
+    page = (
+        files("timm.data") / "_info" / "imagenet_real_labels.json" if source == "imagenet" else Path(source)
+    )
+    try:
+        labels = json.loads(page.read_text(encoding="ascii"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.real_labels: {page} cannot be read ({error})") from None
+    found = []
+    for name in names:
+        match = re.search(r"ILSVRC2012_val_(\d{8})", name)
+        if match is None or not 1 <= int(match[1]) <= len(labels):
+            raise ValueError(
+                f"data.real_labels: {name} is not one of the {len(labels)} images that it has labels of"
+            )
+        found.append(list(labels[int(match[1]) - 1]))
+    return found
 
 
 def _read(kit: tarfile.TarFile, ending: str) -> bytes:

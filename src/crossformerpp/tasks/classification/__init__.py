@@ -1,5 +1,6 @@
 """Image classification: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from crossformerpp.data.classification import (
     open_folder,
     open_mnist,
 )
+from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.split import Split, Which
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
-from crossformerpp.recipes.classification import ClassificationData, ClassificationRecipe
+from crossformerpp.recipes.classification import AugmentSection, ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model, head_prefixes
 from crossformerpp.tasks.plug import Predictor
@@ -32,6 +34,8 @@ class Classification:
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         assert isinstance(recipe, ClassificationRecipe)
         source = open_images(recipe, which, class_names)
+        if which != "train" and recipe.data.real_labels is not None:
+            source = replace(source, real_labels=read_real_labels(recipe.data.real_labels, source.names))
         transform = train_transform(recipe) if which == "train" else eval_transform(recipe.data)
         dataset = TransformedImages(
             source,
@@ -81,8 +85,19 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
 
 
 def train_transform(recipe: ClassificationRecipe) -> Compose:
-    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor."""
+    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor.
+
+    Raises:
+        ValueError: timm does not know such an `augment.auto_augment`.
+    """
     data, augment = recipe.data, recipe.augment
+    try:
+        return _create_train_transform(data, augment)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"augment.auto_augment: {augment.auto_augment!r} ({error})") from None
+
+
+def _create_train_transform(data: ClassificationData, augment: AugmentSection) -> Compose:
     return create_transform(
         data.size,
         is_training=True,

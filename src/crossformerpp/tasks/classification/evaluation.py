@@ -29,6 +29,8 @@ class ClassificationEvaluation:
         numbers: (M,) position of each sample in its split.
         labels: (M,) true class.
         probabilities: (M, K).
+        num_unreadable: Samples left out.
+        real_labels: All right answers by position in the split, to judge by these as well.
     """
 
     numbers: Tensor
@@ -36,6 +38,7 @@ class ClassificationEvaluation:
     probabilities: Tensor
     class_names: list[str]
     num_unreadable: int = 0
+    real_labels: list[list[int]] | None = None
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -59,6 +62,8 @@ class ClassificationEvaluation:
             multiclass_calibration_error(self.probabilities, self.labels, len(self.class_names))
         )
         metrics["samples"] = len(self.labels)
+        if self.real_labels is not None:
+            metrics |= self._real_accuracy(self.real_labels)
         if self.num_unreadable:
             metrics["unreadable"] = self.num_unreadable
         return metrics
@@ -69,6 +74,13 @@ class ClassificationEvaluation:
                 self.probabilities, self.labels, len(self.class_names), top_k=top_k, average="micro"
             )
         )
+
+    def _real_accuracy(self, real_labels: list[list[int]]) -> dict[str, float]:
+        """Share of the samples with real labels whose prediction is one of them."""
+        guesses = self.probabilities.argmax(dim=1).tolist()
+        answers = [real_labels[number] for number in self.numbers.tolist()]
+        right = [guess in answer for guess, answer in zip(guesses, answers, strict=True) if answer]
+        return {"real_top1": sum(right) / len(right) if right else float("nan"), "real_samples": len(right)}
 
     @cached_property
     def confusion(self) -> Tensor:

@@ -75,7 +75,16 @@ class ClassificationModule(TaskModule):
             probabilities[order],
             class_names=self.class_names,
             num_unreadable=len(numbers) - len(order),
+            real_labels=self._real_labels(),
         )
+
+    def _real_labels(self) -> list[list[int]] | None:
+        assert isinstance(self.recipe, ClassificationRecipe)
+        if self.recipe.data.real_labels is None:
+            return None
+        loader = self.trainer.val_dataloaders
+        assert loader is not None
+        return loader.dataset.source.real_labels
 
 
 class Predictions(Metric):
