@@ -46,6 +46,17 @@ def test_remembered_in_evaluation():
     assert first.data_ptr() == second.data_ptr()
 
 
+def test_many_sizes_are_right_though_only_some_are_remembered():
+    dpb = _dpb()
+    with torch.no_grad():
+        dpb([(2, 2)])
+        for width in range(1, 30):
+            first, last = dpb([(2, 2), (1, width)])
+            torch.testing.assert_close(first, direct_bias(dpb, 2, 2), atol=1e-5, rtol=1e-5)
+            assert last.shape == (3, width, width)
+    assert len(dpb._remembered[1]) < 30
+
+
 @pytest.mark.parametrize("size", [(7, 7), (4, 6)])
 def test_folding_is_exact_up_to_the_size(size):
     dpb = _dpb()

@@ -124,12 +124,8 @@ class SamePart:
 
 
 @dataclass(frozen=True)
-class PaddedGrouping:
-    """The literal definition: rows in map order, padded for attention, the padded keys masked.
-
-    For exported graphs whose H and W are symbols, where the parts of a map cannot be told apart. It is written with
-    gathers: padding and cropping by symbolic amounts would restrict the sizes that an exported graph takes.
-    """
+class _InMapOrder:
+    """`batch` maps of `height`×`width`, symbols perhaps, whose rows lie as in a (B, H, W) map."""
 
     batch: int
     height: int
@@ -140,6 +136,19 @@ class PaddedGrouping:
     @property
     def is_map_order(self) -> bool:
         return True
+
+    def per_row(self, per_image: Tensor) -> Tensor:
+        """A value per image, (B,) -> the value of every row's image, (T, 1)."""
+        return per_image.repeat_interleave(self.height * self.width)[:, None]
+
+
+@dataclass(frozen=True)
+class PaddedGrouping(_InMapOrder):
+    """The literal definition: rows in map order, padded for attention, the padded keys masked.
+
+    For exported graphs whose H and W are symbols, where the parts of a map cannot be told apart. It is written with
+    gathers: padding and cropping by symbolic amounts would restrict the sizes that an exported graph takes.
+    """
 
     def split(self, rows: Tensor) -> list[Groups]:
         """T C -> B·S G·G C."""
@@ -160,10 +169,6 @@ class PaddedGrouping:
             places = _padded_places(H, W, G, self.interval, tokens.device)
             tokens = tokens.reshape(B, -1, C).index_select(1, places)
         return tokens.reshape(B * H * W, C)
-
-    def per_row(self, per_image: Tensor) -> Tensor:
-        """A value per image, (B,) -> the value of every row's image, (T, 1)."""
-        return per_image.repeat_interleave(self.height * self.width)[:, None]
 
 
 def _num_regions(length: int, region: int) -> int:
@@ -194,26 +199,12 @@ def _padded_places(height: int, width: int, group_size: int, interval: int, devi
 
 
 @dataclass(frozen=True)
-class OpaqueGrouping:
+class OpaqueGrouping(_InMapOrder):
     """What `Grouping` does, left to run time: rows in map order, grouped inside one opaque operator.
 
     For `torch.compile` with symbolic H and W. The operator sees real sizes, so one graph serves all of them, and
     nothing is padded.
     """
-
-    batch: int
-    height: int
-    width: int
-    group_size: int
-    interval: int = 1
-
-    @property
-    def is_map_order(self) -> bool:
-        return True
-
-    def per_row(self, per_image: Tensor) -> Tensor:
-        """A value per image, (B,) -> the value of every row's image, (T, 1)."""
-        return per_image.repeat_interleave(self.height * self.width)[:, None]
 
     def as_tuple(self) -> tuple[int, int, int, int, int]:
         return self.batch, self.height, self.width, self.group_size, self.interval

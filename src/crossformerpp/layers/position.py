@@ -81,7 +81,7 @@ class DynamicPositionBias(nn.Module):
     counters (an edit there through `.data`, which no counter sees, needs a call of `forget()`).
 
     Args:
-        hidden_dim: Width p. # Deviation: the paper says D/4; the released models have D/16, see `GroupAttention`.
+        hidden_dim: Width p; D/16 in the released models, for dimension D.
         residual: Add the input of the two middle layers to their output ("DPB-residual", Table X).
     """
 
@@ -103,18 +103,14 @@ class DynamicPositionBias(nn.Module):
             return spread_table(self.table, sizes, dtype)
         key = (self._fingerprint(), dtype)
         remembered = self._remembered  # read once: another thread may replace it
-        if remembered is None or not _same(remembered[0], key):
-            remembered = (key, {})
-        missing = [size for size in dict.fromkeys(sizes) if size not in remembered[1]]
+        known = remembered[1] if remembered is not None and _same(remembered[0], key) else {}
+        missing = [size for size in dict.fromkeys(sizes) if size not in known]
         if missing:
             # An inference tensor in store would poison a later forward under plain no_grad.
             with torch.inference_mode(False), torch.no_grad():
-                fresh = dict(zip(missing, spread_table(self.table, missing, dtype), strict=True))
-            kept = {**remembered[1], **fresh}
-            kept = dict(list(kept.items())[-max(_MAX_REMEMBERED, len(sizes)) :])
-            self._remembered = (key, kept)
-            return [kept[size] if size in kept else fresh[size] for size in sizes]
-        return [remembered[1][size] for size in sizes]
+                known = {**known, **dict(zip(missing, spread_table(self.table, missing, dtype), strict=True))}
+            self._remembered = (key, dict(list(known.items())[-_MAX_REMEMBERED:]))
+        return [known[size] for size in sizes]
 
     def table(self, height: int, width: int) -> Tensor:
         """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32."""
