@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,19 @@ def test_real_labels_count_as_timms_evaluator_counts_them(tmp_path: Path) -> Non
 def test_augmentation_that_timm_does_not_know_is_refused() -> None:
     with pytest.raises(ValueError, match=r"augment\.auto_augment: 'rand-x9'"):
         train_transform(tiny_recipe("augment.auto_augment=rand-x9"))  # type: ignore[arg-type]
+
+
+def test_small_images_under_a_recipe_for_large_ones_are_pointed_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (40 + number, 60)).save(tmp_path / "photos" / name / f"{number}.png")
+        (tmp_path / "photos" / name / "broken.png").write_bytes(b"no image")
+    recipe = load_recipe("folder", [f"data.root={tmp_path / 'photos'}"])
+    with pytest.warns(UserWarning, match=r"about 4\d pixels.*enlarged to 224.*--set data.size=4\d"):
+        Classification().split(recipe, "train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Classification().split(
+            load_recipe("folder", [f"data.root={tmp_path / 'photos'}", "data.size=64"]), "train"
+        )

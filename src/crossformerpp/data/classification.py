@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from statistics import median
 from typing import Any, overload
 
 import numpy as np
@@ -83,6 +84,17 @@ class LabelledImages:
         if isinstance(image, Image.Image):
             return image
         return read_image(image, str(image) if isinstance(image, Path) else self.names[index])
+
+
+def typical_side(source: LabelledImages, samples: int = 15) -> int:
+    """The median shorter side, in pixels, of some images spread over the data; 0 where none of them can be read."""
+    sides = []
+    for index in {number * len(source) // samples for number in range(samples)}:
+        try:
+            sides.append(min(source.open(index).size))
+        except ValueError:
+            continue  # named and counted when it is its turn
+    return int(median(sides)) if sides else 0
 
 
 class TooManyUnreadableError(ValueError):

@@ -1,5 +1,6 @@
 """Image classification: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from crossformerpp.data.classification import (
     open_digits,
     open_folder,
     open_mnist,
+    typical_side,
 )
 from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
@@ -34,6 +36,12 @@ class Classification:
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         assert isinstance(recipe, ClassificationRecipe)
         source = open_images(recipe, which, class_names)
+        if which == "train" and 0 < 2 * (side := typical_side(source)) < recipe.data.size:
+            warnings.warn(
+                f"the images are about {side} pixels wide or high and would be enlarged to {recipe.data.size}: "
+                f"a recipe for small images, or --set data.size={max(32, side)}, may serve better",
+                stacklevel=2,
+            )
         if which != "train" and recipe.data.real_labels is not None:
             source = replace(source, real_labels=read_real_labels(recipe.data.real_labels, source.names))
         transform = train_transform(recipe) if which == "train" else eval_transform(recipe.data)
