@@ -14,6 +14,7 @@ import yaml
 from crossformerpp import engine
 from crossformerpp.engine import callbacks
 from crossformerpp.recipes.load import load_recipe
+from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.classification.module import ClassificationModule
 from crossformerpp.tasks.saved import read_training_state
 from tiny import tiny_recipe, tiny_values
@@ -156,6 +157,49 @@ def test_accumulated_batches_are_the_same_step(tmp_path: Path) -> None:
         torch.testing.assert_close(
             state["exp_avg"], four[0]["state"][number]["exp_avg"], rtol=1e-4, atol=1e-7
         )
+
+
+def without_chance(*overrides: str) -> BaseRecipe:
+    """The tiny recipe, in which two runs differ by what is under test alone."""
+    fixed = ("model.options.drop_path_rate=0", "augment.mixup=0", "augment.random_erasing=0")
+    return tiny_recipe(*fixed, *overrides)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, float]]:
+    """State and metrics of a run in float32."""
+    run = tmp_path_factory.mktemp("runs") / "plain"
+    metrics = engine.train(without_chance(), run)
+    return last(run), metrics
+
+
+def test_mixed_precision_computes_in_half_and_keeps_weights_whole(
+    plain: tuple[dict[str, Any], dict[str, float]], tmp_path: Path
+) -> None:
+    metrics = engine.train(without_chance("trainer.precision=bf16-mixed"), tmp_path / "run")
+    state = last(tmp_path / "run")["state_dict"]
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    assert not all(torch.equal(value, plain[0]["state_dict"][key]) for key, value in state.items())
+    assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_alike_and_its_checkpoint_is_like_any_other(
+    plain: tuple[dict[str, Any], dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends = []
+
+    def without_inductor(self: torch.nn.Module) -> None:  # which takes a minute; the graphs are the same
+        backends.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_inductor)
+    metrics = engine.train(without_chance("model.compile=true"), tmp_path / "run")
+    assert backends[0] == "CrossFormer"
+    assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-4)
+    state = last(tmp_path / "run")["state_dict"]
+    for key, value in plain[0]["state_dict"].items():
+        torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_learning_rate_of_every_step_is_that_of_the_schedule(
