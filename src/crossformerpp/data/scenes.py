@@ -1,7 +1,7 @@
 """`digit_scenes`: real handwritten digits on real photographs, with exact boxes and masks, made locally.
 
-scikit-learn's scans are enlarged smoothly, turned, coloured and laid on crops of the photographs that
-scikit-learn and scikit-image bring along; a later digit covers an earlier one. Digits and photographs of the
+scikit-learn's scans are enlarged smoothly, turned, given a light colour and laid on darkened crops of the photographs
+that scikit-learn and scikit-image bring along; a later digit covers an earlier one. Digits and photographs of the
 training scenes are none of the validation scenes'. Nothing is downloaded.
 
 One folder serves detection and segmentation:
@@ -36,14 +36,16 @@ _SKIMAGE = {
     "val": ("chelsea", "rocket", "camera", "gravel"),
 }
 _MARKER = "digit_scenes.json"
-_RECIPE = 1  # counts changes of what is drawn
+_RECIPE = 2  # counts changes of what is drawn
 _SPLITS: tuple[Half, Half] = ("train", "val")
 
 _NUM_DIGITS = (2, 7)  # per scene
 _EMPTY_SHARE = 0.03  # scenes without a digit, as COCO has them
-_SIDE = (0.14, 0.42)  # of a digit's 8×8 square, as a share of the scene
-_MAX_TURN = 25.0  # degrees; a 6 stays a 6
-_LEAST_VISIBLE = 0.75  # share of a digit that others may not cover
+_SIDE = (0.18, 0.42)  # of a digit's 8×8 square, as a share of the scene
+_MAX_TURN = 15.0  # degrees; a 6 stays a 6
+_LEAST_VISIBLE = 0.9  # share of a digit that others may not cover
+_DIMMED = (0.3, 0.6)  # share of its brightness that a photograph keeps, for digits to stand out from it,
+_LIGHT = (0.65, 1.0)  # which have light colours (of red, green and blue), as the scans are white on black
 _MARGIN = 2  # empty pixels around the 8×8 scan, so that enlarging meets no edge
 
 
@@ -145,7 +147,7 @@ class SceneMaker:
                 if all(
                     new.sum() >= _LEAST_VISIBLE * full.sum() for new, full in zip(covered, whole, strict=True)
                 ):
-                    image = _paint(image, alpha, mask, rng)
+                    image = _paint(image, alpha, rng)
                     labels.append(self.labels[number])
                     whole.append(mask)
                     masks = [*covered, mask]
@@ -161,14 +163,14 @@ class SceneMaker:
         crop = photograph.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
         if rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(crop, np.float32)
+        return np.asarray(crop, np.float32) * rng.uniform(*_DIMMED)
 
     def _place(self, scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Opacity 0 … 1, H × W, of a digit enlarged, turned and wholly inside the scene."""
+        """Opacity 0 … 1, H × W, of a digit enlarged, turned and wholly inside the scene: the ink of the scan."""
         low, high = np.log(_SIDE)
         scale = (
             float(np.exp(rng.uniform(low, high))) * self.size / 8
-        )  # pixels of the scene per pixel of the scan
+        )  # pixels of the scene per one of the scan
         turn = float(np.deg2rad(rng.uniform(-_MAX_TURN, _MAX_TURN)))
         half = 4 * scale * (abs(np.cos(turn)) + abs(np.sin(turn)))
         x, y = rng.uniform(half, self.size - half, size=2)
@@ -179,16 +181,12 @@ class SceneMaker:
         placed = Image.fromarray(scan).transform(
             (self.size, self.size), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
         )
-        # the blurred edge of the enlarged scan becomes an edge about a pixel wide, at half its ink
-        return np.clip((np.asarray(placed) - 0.5) * scale / 4 + 0.5, 0, 1)
+        return np.clip(np.asarray(placed), 0, 1)
 
 
-def _paint(image: np.ndarray, alpha: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Lay a digit of random colour on the image; its brightness differs clearly from what it covers."""
-    below = image[mask].mean() / 255
-    contrast = rng.uniform(0.3, 0.8)
-    brightness = below + contrast if below < 0.5 else below - contrast
-    color = np.clip(brightness + rng.uniform(-0.2, 0.2, size=3), 0, 1) * 255
+def _paint(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lay a digit of some light colour on the image."""
+    color = rng.uniform(*_LIGHT, size=3) * 255
     color = color + rng.normal(0, 6, size=image.shape)  # the grain of a photograph
     return np.clip(image + alpha[..., None] * (color - image), 0, 255)
 
