@@ -142,8 +142,9 @@ class _AttentionByProducts(torch.autograd.Function):
 
 def _attention_map(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """q, k (B·S·h, N, d), bias (h, N, N) -> softmax(qkᵀ/√d + bias), (B·S·h, N, N)."""
-    scores = bias.expand(len(q) // len(bias), *bias.shape).reshape(-1, *bias.shape[1:])
-    return torch.baddbmm(scores, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
+    scores = bias.expand(len(q) // len(bias), *bias.shape).clone(memory_format=torch.contiguous_format)
+    scores = scores.view(-1, *bias.shape[1:])  # a copy of our own, to which products are added in place
+    return scores.baddbmm_(q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).softmax(-1)
 
 
 def _masked(bias: Tensor | None, is_real: Tensor, dtype: torch.dtype) -> Tensor:
@@ -255,6 +256,8 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._is_plain():
+            return self.fc2(self.fc1.with_gelu(x))
         hidden = self.fc1(x)
         active = self.act(hidden)
         if not torch.is_grad_enabled() or not is_plain_eager(active) or (self.training and self.drop.p > 0.0):
@@ -269,3 +272,12 @@ class Mlp(nn.Module):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             return self.fc2(active)
+
+    def _is_plain(self) -> bool:
+        """Whether this is an inference, with the parts as they were built and nobody watching them."""
+        parts = (self.fc1, self.act, self.drop)
+        return (
+            not (torch.is_grad_enabled() or self.training)
+            and [type(part) for part in parts] == [Linear, nn.GELU, nn.Dropout]
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        )

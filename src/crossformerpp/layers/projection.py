@@ -22,10 +22,17 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if _takes_onednn(x, self.weight):
-            return _OneDNNProduct.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias).view(
-                *x.shape[:-1], self.out_features
-            )
+            rows = x.reshape(-1, x.shape[-1])
+            return _OneDNNProduct.apply(rows, self.weight, self.bias).view(*x.shape[:-1], self.out_features)
         return F.linear(x, self.weight, self.bias)
+
+    def with_gelu(self, x: Tensor) -> Tensor:
+        """GELU of the result; one pass over it where oneDNN multiplies and no gradient is wanted."""
+        if torch.is_grad_enabled() or not _takes_onednn(x, self.weight):
+            return F.gelu(self(x))
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "gelu", [], "none")
+        return out.view(*x.shape[:-1], self.out_features)
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
