@@ -30,6 +30,8 @@ class GroupAttention(nn.Module):
         ValueError: `dim` is no multiple of `num_heads`.
     """
 
+    takes_maps = False  # but rows in the order of a grouping
+
     def __init__(
         self,
         dim: int,
@@ -72,12 +74,12 @@ def attend_in_groups(
     biases: Sequence[Tensor | None] = [None] * len(parts)
     if position_bias is not None:
         biases = position_bias([(part.height, part.width) for part in parts], qkv.dtype)
-    out = [_attend(part, num_heads, bias, dropout) for part, bias in zip(parts, biases, strict=True)]
+    out = [attend_within(part, num_heads, bias, dropout) for part, bias in zip(parts, biases, strict=True)]
     return grouping.join(out)
 
 
-def _attend(group: Groups, num_heads: int, bias: Tensor | None, dropout: float) -> Tensor:
-    """B·S N 3C, h N N -> B·S N C."""
+def attend_within(group: Groups, num_heads: int, bias: Tensor | None, dropout: float) -> Tensor:
+    """Eq. 1 within equal groups: B·S N 3C, h N N -> B·S N C."""
     n, N, width = group.tokens.shape
     qkv = group.tokens.view(n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # -> 3 B·S h N d
     if (

@@ -49,8 +49,8 @@ class Part(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """Groups as attention takes them: `tokens` (B·S, N, C) of `height`×`width` each; `is_real` (B·S, 1, 1, N) says
-    which keys are no padding, None where all are real."""
+    """Groups as attention takes them: `tokens` (B·S, N, C) of `height`×`width` each; `is_real` (B·S, 1, 1 or N, N) says
+    which keys a query may attend to, because they are no padding; None where it may to all."""
 
     tokens: Tensor
     height: int

@@ -1,26 +1,60 @@
-"""Position representations, Sec. 3.2.2.
+"""Position representations, Sec. 3.2.2 and 5.4.4: which one a model has is `CrossFormer(position=…)`.
 
 Legend: gh gw sides of a group, N = gh·gw tokens, h heads, p hidden width.
 
 A representation maps group sizes to the biases of Eq. 1, one (h, N, N) tensor per size: entry (i, j) belongs to
 query i and key j and depends on (Δy, Δx) = position of query − position of key alone. It is therefore read off a
-table of the (2gh−1)·(2gw−1) offsets that occur: O(G²) evaluations in place of O(G⁴).
+table of the (2gh−1)·(2gw−1) offsets that occur: O(G²) evaluations in place of O(G⁴). The absolute embedding alone is
+none of these: it is added to the first stage's tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
 from crossformerpp.layers.execution import is_plain_eager
 
 GroupSide = tuple[int, int]
 PositionBias = Callable[[Sequence[GroupSide], torch.dtype | None], list[Tensor]]
+Position = Literal["dpb", "dpb-residual", "rpb", "rpb-offline", "rpb-online", "ape", "none"]
+
+# Deviation: the paper gives the DPB a width of D/4; its own parameter counts and the released models have D/16.
+_DPB_RATIO = 16
+
+
+def build_position_bias(
+    position: Position, dim: int, num_heads: int, group_size: int, table_size: int | None = None
+) -> nn.Module | None:
+    """The bias of a block's attention under a position representation (Tables X, XI); None where there is none.
+
+    Args:
+        dim: Channels of the block, which the DPB's width follows.
+        group_size: G of the block.
+        table_size: Side of the groups that a table is learnt for; default G.
+
+    Raises:
+        ValueError: Unknown representation.
+    """
+    side = table_size or group_size
+    match position:
+        case "dpb" | "dpb-residual":
+            return DynamicPositionBias(dim // _DPB_RATIO, num_heads, residual=position == "dpb-residual")
+        case "rpb":
+            return RelativePositionBias((side, side), num_heads)
+        case "rpb-offline":
+            return EnlargedPositionBias((side, side), num_heads)
+        case "rpb-online":
+            return InterpolatedPositionBias((side, side), num_heads, group_size)
+        case "ape" | "none":
+            return None
+    raise ValueError(f"unknown position {position!r}: choose one of {', '.join(get_args(Position))}")
 
 
 def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
@@ -167,10 +201,77 @@ class RelativePositionBias(nn.Module):
             if height > self.max_size[0] or width > self.max_size[1]:
                 raise ValueError(
                     f"a group of {height}x{width} exceeds this relative position bias, made for at most "
-                    f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias, which serves any size"
+                    f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias (position 'dpb') or "
+                    "interpolation ('rpb-online'), which serve any size, or a larger table (position_sizes)"
                 )
         table = self.table.to(dtype or self.table.dtype)
         return [bias_from_table(table, *size) for size in sizes]
+
+
+class EnlargedPositionBias(RelativePositionBias):
+    """Offline interpolated RPB: a table for large groups that takes the values of a smaller, trained one once, when
+    weights are loaded (`enlarge_tables`), and is then fine-tuned as it is (Sec. 5.4.4, Table XI)."""
+
+
+class InterpolatedPositionBias(RelativePositionBias):
+    """Online interpolated RPB: a small table, resized bilinearly at every forward (Sec. 5.4.4, Table XI).
+
+    It is resized to the block's group size, and further for a larger group (a map that is one group). The smaller
+    groups at a map's edge read the offsets they have from there, as they would from any other table.
+
+    Args:
+        max_size: Group that the table was learnt for, (height, width).
+        group_size: G that the block has now.
+    """
+
+    def __init__(self, max_size: GroupSide, num_heads: int, group_size: int) -> None:
+        super().__init__(max_size, num_heads)
+        self.group_size = group_size
+
+    def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The biases of groups of any `sizes`, each (h, N, N)."""
+
+        def table(height: int, width: int) -> Tensor:
+            return resize_table(self.table, max(height, self.group_size), max(width, self.group_size))
+
+        return spread_table(table, sizes, dtype or self.table.dtype)
+
+
+def resize_table(table: Tensor, height: int, width: int) -> Tensor:
+    """A table of offsets for groups of `height`×`width`, by bilinear interpolation.
+
+    The offset 0 stays in the centre and the largest offsets at the rim: (h, 2·Gh−1, 2·Gw−1) -> (h, 2·height−1,
+    2·width−1).
+    """
+    size = 2 * height - 1, 2 * width - 1
+    if tuple(table.shape[1:]) == size:
+        return table
+    return F.interpolate(table[None], size, mode="bilinear", align_corners=True)[0]
+
+
+def enlarge_tables(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with the tables of every `EnlargedPositionBias` of `model` brought to its size."""
+    fitted = dict(weights)
+    for name, module in model.named_modules():
+        key = f"{name}.table"
+        if isinstance(module, EnlargedPositionBias) and key in fitted:
+            fitted[key] = resize_table(fitted[key], *module.max_size)
+    return fitted
+
+
+class AbsolutePositionEmbedding(nn.Module):
+    """APE: one learnt vector per place of the first stage's map, added to its tokens (Table X).
+
+    A map of another size takes the vectors resized bicubically. (B, H, W, C) -> (B, H, W, C).
+    """
+
+    def __init__(self, height: int, width: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(1, height, width, dim))
+        nn.init.trunc_normal_(self.embedding, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + resample_abs_pos_embed_nhwc(self.embedding, [x.shape[1], x.shape[2]]).to(x.dtype)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:

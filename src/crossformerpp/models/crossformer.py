@@ -19,7 +19,8 @@ from crossformerpp.layers.cooling import is_cooled
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
 from crossformerpp.layers.group_size import Interval, PerBlock, expand_per_block
 from crossformerpp.layers.grouping import Grouping
-from crossformerpp.layers.position import DynamicPositionBias
+from crossformerpp.layers.position import AbsolutePositionEmbedding, DynamicPositionBias, Position
+from crossformerpp.layers.self_attention import Attention, Distance, build_self_attention
 from crossformerpp.models.stage import CrossFormerBlock, CrossFormerStage, sizes_are_symbols
 
 _MIN_SIZE = 32
@@ -41,6 +42,13 @@ class CrossFormer(nn.Module):
         kernel_sizes: Kernels of each stage's CEL.
         allocation: How a CEL shares its channels out among kernels.
         cooling: k, the ACL's interval in blocks; None for no ACL.
+        attention: LSDA, or what Table VIII compares it with; see `build_self_attention` for what group sizes and
+            intervals mean to it.
+        position: DPB, or what Tables X and XI compare it with; see layers/position.py.
+        position_sizes: Side of the groups that the tables of "rpb", "rpb-offline" and "rpb-online" are learnt for, per
+            stage or block; default the group sizes.
+        img_size: Images whose first map the vectors of "ape" are learnt for, a side or (height, width). Any other size
+            is taken too.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
 
     Raises:
@@ -60,6 +68,10 @@ class CrossFormer(nn.Module):
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
         allocation: Allocation = "halving",
         cooling: int | None = None,
+        attention: Attention = "lsda",
+        position: Position = "dpb",
+        position_sizes: Sequence[PerBlock] | None = None,
+        img_size: int | tuple[int, int] = 224,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -78,6 +90,7 @@ class CrossFormer(nn.Module):
         self.global_pool = global_pool
         sizes = expand_per_block(group_sizes, depths, "group size")
         gaps = expand_per_block(intervals, depths, "interval", words=("adaptive",))
+        tables = expand_per_block(position_sizes or group_sizes, depths, "position size")
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
 
         stages: list[CrossFormerStage] = []
@@ -93,23 +106,36 @@ class CrossFormer(nn.Module):
                 norm="after" if i == 0 else "before",
                 allocation=allocation,
             )
-            blocks = [
-                CrossFormerBlock(
+            blocks = []
+            for j in range(depth):
+                distance: Distance = "short" if j % 2 == 0 else "long"
+                attn = build_self_attention(
+                    attention,
+                    position,
                     dim,
                     num_heads[i],
-                    distance="short" if j % 2 == 0 else "long",
+                    distance,
+                    sizes[i][j],
+                    gaps[i][j],
+                    tables[i][j],
+                    qkv_bias=qkv_bias,
+                    attn_drop=attn_drop_rate,
+                    proj_drop=proj_drop_rate,
+                )
+                block = CrossFormerBlock(
+                    dim,
+                    attn,
+                    distance,
                     group_size=sizes[i][j],
                     interval=gaps[i][j],
                     mlp_ratio=mlp_ratio,
-                    qkv_bias=qkv_bias,
                     drop_path=float(rates[i][j]),
                     proj_drop=proj_drop_rate,
-                    attn_drop=attn_drop_rate,
                     cooling=is_cooled(j, depth, cooling),
                 )
-                for j in range(depth)
-            ]
-            stages.append(CrossFormerStage(embedding, blocks))
+                blocks.append(block)
+            added = _absolute_position(img_size, stride, dim) if position == "ape" and i == 0 else None
+            stages.append(CrossFormerStage(embedding, blocks, added))
             dim_in, reduction = dim, reduction * stride
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
@@ -127,17 +153,21 @@ class CrossFormer(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay besides norms and biases, which timm knows by their shape."""
-        return set()
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if name.endswith(("position_bias.table", "position.embedding"))
+        }
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that put parameters in layers, for layer-wise learning rates."""
         return {
-            "stem": r"^stages\.0\.embedding",
+            "stem": r"^stages\.0\.(embedding|position)",
             "blocks": r"^stages\.(\d+)"
             if coarse
             else [
-                (r"^stages\.(\d+)\.embedding", (0,)),
+                (r"^stages\.(\d+)\.(?:embedding|position)", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
                 (r"^norm", (99999,)),
             ],
@@ -255,6 +285,11 @@ def _check_stages(num_stages: int, **per_stage: Sequence[Any]) -> None:
     for name, values in per_stage.items():
         if len(values) != num_stages:
             raise ValueError(f"{name} has {len(values)} entries for {num_stages} stages: give one per stage")
+
+
+def _absolute_position(img_size: int | tuple[int, int], stride: int, dim: int) -> AbsolutePositionEmbedding:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return AbsolutePositionEmbedding(-(-height // stride), -(-width // stride), dim)
 
 
 def _init_weights(module: nn.Module, name: str = "") -> None:

@@ -6,7 +6,7 @@ Legend: B batch, C channels, D channels out, H W map, T = B·H·W rows of tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from timm.models import checkpoint
@@ -27,10 +27,10 @@ from crossformerpp.layers.grouping import (
     map_order,
     regroup,
 )
-from crossformerpp.layers.position import DynamicPositionBias
+from crossformerpp.layers.position import AbsolutePositionEmbedding, DynamicPositionBias
+from crossformerpp.layers.self_attention import Distance
+from crossformerpp.layers.window_attention import MapAttention
 
-# Deviation: the paper gives the DPB a width of D/4; its own parameter counts and the released models have D/16.
-_DPB_RATIO = 16
 # Elements of a chunk's rows (T·C). Its widest intermediate, the MLP's hidden layer, is four times that: 4 MB.
 _CHUNK_ELEMENTS = 1 << 18
 
@@ -39,6 +39,7 @@ class CrossFormerBlock(nn.Module):
     """Attention and MLP with residual connections, pre-norm (Fig. 1b); rows (T, C) -> rows (T, C).
 
     Args:
+        attn: Its self-attention, of `build_self_attention`.
         distance: "short" for SDA, "long" for LDA.
         interval: I of LDA, or "adaptive" for the least one at which a group spans the map; SDA has none.
         cooling: Whether an ACL follows the block (`cool`).
@@ -47,15 +48,13 @@ class CrossFormerBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        num_heads: int,
-        distance: Literal["short", "long"],
+        attn: GroupAttention | MapAttention,
+        distance: Distance,
         group_size: int,
         interval: Interval,
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
         drop_path: float = 0.0,
         proj_drop: float = 0.0,
-        attn_drop: float = 0.0,
         cooling: bool = False,
     ) -> None:
         super().__init__()
@@ -64,20 +63,15 @@ class CrossFormerBlock(nn.Module):
         self.interval = interval
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = GroupAttention(
-            dim,
-            num_heads,
-            DynamicPositionBias(dim // _DPB_RATIO, num_heads),
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=proj_drop,
-        )
+        self.attn = attn
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
         self.cooling = AmplitudeCoolingLayer(dim) if cooling else None
 
     def grouping(self, batch: int, height: int, width: int) -> MapGrouping:
         """How this block groups `batch` maps of `height`×`width`."""
+        if self.attn.takes_maps:
+            return map_order(batch, height, width)
         interval = self.interval if self.distance == "long" else 1
         if interval == "adaptive":
             interval = adaptive_interval(height, width, self.group_size)
@@ -139,16 +133,28 @@ def sizes_are_symbols(height: int, width: int) -> bool:
 
 
 class CrossFormerStage(nn.Module):
-    """A CEL and the blocks on its tokens; (B, H, W, C) -> (B, ceil(H/s), ceil(W/s), D)."""
+    """A CEL and the blocks on its tokens; (B, H, W, C) -> (B, ceil(H/s), ceil(W/s), D).
 
-    def __init__(self, embedding: CrossScaleEmbedding, blocks: Sequence[CrossFormerBlock]) -> None:
+    Args:
+        position: What is added to the tokens before the blocks; None for nothing.
+    """
+
+    def __init__(
+        self,
+        embedding: CrossScaleEmbedding,
+        blocks: Sequence[CrossFormerBlock],
+        position: AbsolutePositionEmbedding | None = None,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
+        self.position = position
         self.blocks = nn.ModuleList(blocks)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embedding(x)
+        if self.position is not None:
+            x = self.position(x)
         B, H, W, C = x.shape
         order: MapGrouping
         order = in_map_order = map_order(B, H, W)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import crossformerpp
 from crossformerpp import checkpoints
+from crossformerpp.layers.position import enlarge_tables
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 
@@ -139,7 +140,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_weights(
     model: nn.Module, weights: dict[str, Tensor], source: Path, *, may_differ: tuple[str, ...] = ()
 ) -> list[str]:
-    """Load weights into a model, all of them or none.
+    """Load weights into a model, all of them or none; smaller tables of an offline interpolated RPB are enlarged.
 
     Args:
         may_differ: Prefixes of keys that stay as they are where they are missing or of another shape.
@@ -151,6 +152,7 @@ def load_weights(
         ValueError: Other keys differ; says which, and how.
     """
     own = model.state_dict()
+    weights = enlarge_tables(model, weights)
     problems = []
     fresh = []
     for key, value in own.items():
