@@ -112,8 +112,9 @@ def test_hooks_see_all_tokens_of_a_layer(monkeypatch):
     assert seen == [(256, 32)]
 
 
-def test_every_parameter_gets_a_gradient():
-    model = _tiny(cooling=3).train()
+@pytest.mark.parametrize("kind", ["acl", "gated", "limit"])
+def test_every_parameter_gets_a_gradient(kind):
+    model = _tiny(cooling=3, cooling_kind=kind).train()
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -4,13 +4,14 @@ Pure functions from a policy to one group size per block. A policy is what users
 
 - one size per stage, `(4, 4, 14, 7)` — the paper's progressive sizes, and the fixed ones of CrossFormer;
 - one size per block of a stage, `(4, 4, (4, 7, 10, 14), 7)`;
-- `linear(4, 14)`, a size that grows by equal steps over the blocks of the first stages (Table IX, 4 → 14).
+- `linear(4, 14)`, a size that grows by equal steps over the blocks of the first stages (Table IX, 4 → 14);
+- `choose_group_sizes`, what keeps most of a trained model's attention within a budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -39,6 +40,70 @@ def linear_group_sizes(
     if final_stage is not None:
         per_stage.append((final_stage,) * depths[-1])
     return expand_per_block(per_stage, depths, "group size")
+
+
+class GroupSizeOption(NamedTuple):
+    """A group size that a block may have: its multiply-accumulates, and the share of attention that stays inside."""
+
+    size: int
+    macs: int
+    kept: float
+
+
+def choose_group_sizes(
+    options: Sequence[Sequence[GroupSizeOption]], budget: int, fixed_macs: int = 0
+) -> list[GroupSizeOption]:
+    """An automatic group size policy: the most attention kept, summed over blocks, within a budget.
+
+    From the cheapest option of every block on, the step that keeps most per multiply-accumulate is taken as long as
+    one fits. Steps lead along the upper convex hull of a block's options, where each is worth less than the one
+    before, so that the sum falls short of the best possible by less than one step.
+
+    Args:
+        options: Per block, in any order.
+        budget: Multiply-accumulates of the whole model.
+        fixed_macs: Those outside of the blocks.
+
+    Raises:
+        ValueError: The budget cannot be met; names the least that can.
+    """
+    ladders = [worthwhile(own) for own in options]
+    places = [0] * len(ladders)
+    macs = fixed_macs + sum(ladder[0].macs for ladder in ladders)
+    if macs > budget:
+        raise ValueError(
+            f"a budget of {budget / 1e9:.4g}G multiply-accumulates cannot be met; the nearest is {macs / 1e9:.4g}G, "
+            f"with group sizes {sorted({ladder[0].size for ladder in ladders})}"
+        )
+    while True:
+        steps = [
+            (_worth(ladder[place], ladder[place + 1]), block)
+            for block, (ladder, place) in enumerate(zip(ladders, places, strict=True))
+            if place + 1 < len(ladder) and macs + ladder[place + 1].macs - ladder[place].macs <= budget
+        ]
+        if not steps:
+            return [ladder[place] for ladder, place in zip(ladders, places, strict=True)]
+        _, block = max(steps, key=lambda step: (step[0], -step[1]))
+        macs += ladders[block][places[block] + 1].macs - ladders[block][places[block]].macs
+        places[block] += 1
+
+
+def worthwhile(options: Sequence[GroupSizeOption]) -> list[GroupSizeOption]:
+    """The options on the upper convex hull of `kept` over `macs`, cheapest first: each keeps more than the one before,
+    and less per additional multiply-accumulate."""
+    hull: list[GroupSizeOption] = []
+    for option in sorted(options, key=lambda option: (option.macs, -option.kept, option.size)):
+        if hull and option.kept <= hull[-1].kept:
+            continue
+        while len(hull) > 1 and _worth(hull[-2], hull[-1]) <= _worth(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _worth(a: GroupSizeOption, b: GroupSizeOption) -> float:
+    """Attention kept per multiply-accumulate of the step from `a` to `b`."""
+    return (b.kept - a.kept) / (b.macs - a.macs)
 
 
 def adaptive_interval(height: int, width: int, group_size: int) -> int:
