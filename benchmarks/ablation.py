@@ -22,23 +22,21 @@ from crossformerpp import engine
 from crossformerpp.analysis.amplitude import block_amplitudes
 from crossformerpp.data.classification import open_mnist
 from crossformerpp.recipes.load import load_recipe
-from crossformerpp.tasks.backbone import create_model
-from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.saved import load_weights, open_saved
+from crossformerpp.tasks.network import open_network
 
-# Twice the recipe's pixels, so that the first three maps (16×16, 8×8, 4×4) can be cut into groups at all.
+# Half as many pixels again as the recipe has, so that maps of 12, 6 and 3 tokens a side can be cut into groups at all.
 BASE: dict[str, Any] = {
     "embed_dim": 16,
-    "depths": [2, 2, 12, 2],
+    "depths": [2, 2, 9, 2],
     "num_heads": [1, 2, 4, 8],
     "kernel_sizes": [[4, 8, 16], [2, 4], [2, 4], [2, 4]],
-    "group_sizes": [2, 2, 4, 2],
-    "intervals": [8, 4, 1, 1],
+    "group_sizes": [2, 2, 3, 2],
+    "intervals": [6, 3, 1, 1],
     "cooling": 3,
 }
 SETTINGS = {
-    "data.size": 64,
-    "data.eval_resize": 64,
+    "data.size": 48,
+    "data.eval_resize": 48,
     "augment.auto_augment": None,
     "ema": None,
     "optim.lr": 2e-3,
@@ -50,8 +48,8 @@ SETTINGS = {
 ROWS: dict[str, dict[str, Any]] = {
     "CrossFormer++: CEL, LSDA, PGS, ACL": {},
     "one kernel in place of CEL": {"kernel_sizes": [[4], [2], [2], [2]]},
-    "group size 2 everywhere in place of PGS": {"group_sizes": [2, 2, 2, 2], "intervals": [8, 4, 2, 1]},
-    "group size 4 everywhere in place of PGS": {"group_sizes": [4, 4, 4, 2], "intervals": [4, 2, 1, 1]},
+    "group size 2 everywhere in place of PGS": {"group_sizes": [2, 2, 2, 2], "intervals": [6, 3, 2, 1]},
+    "whole maps in place of PGS": {"group_sizes": [12, 6, 3, 2]},
     "no ACL": {"cooling": None},
     "gated cooling in place of ACL": {"cooling_kind": "gated"},
     "limiter in place of ACL": {"cooling_kind": "limit"},
@@ -81,13 +79,9 @@ def run(row: str, seed: int, folder: Path) -> dict[str, Any]:
 
 def amplitudes(folder: Path, images: int = 256) -> tuple[float, float]:
     """The largest |output| of all blocks of a trained model on test digits, and the largest mean one."""
-    saved = open_saved(folder)
-    recipe: Any = saved.recipe
-    model = create_model(recipe.model, num_classes=len(saved.class_names)).eval()
-    load_weights(model, saved.weights, saved.path)
-    digits, transform = open_mnist("val", recipe.data.size), eval_transform(recipe.data)
-    batch = torch.stack([transform(digits.open(number)) for number in range(images)])
-    blocks = block_amplitudes(model, [batch])
+    network, digits = open_network(str(folder)), open_mnist("val", SETTINGS["data.size"])
+    batch = torch.stack([network.transform(digits.open(number)) for number in range(images)])
+    blocks = block_amplitudes(network.model, [batch])
     return max(block.maximum for block in blocks), max(block.mean for block in blocks)
 
 

@@ -25,6 +25,8 @@ def amplitude_curves(models: Mapping[str, Sequence[BlockAmplitude]], path: Path)
         for start in starts - {1}:
             axes.axvline(start - 0.5, color="grey", linestyle=":", linewidth=0.8)
         axes.set(xlabel="block", title=f"{quantity} |output|", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
     maximum.legend()
     figure.savefig(path, dpi=100)

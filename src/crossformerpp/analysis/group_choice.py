@@ -8,9 +8,9 @@ known for every size before anything is trained. See `layers.group_size.choose_g
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,30 +81,25 @@ def choose_groups(
     Raises:
         ValueError: The budget cannot be met; names the nearest.
     """
-    meta: Any = copy.deepcopy(model).to("meta")
+    meta = copy.deepcopy(model).to("meta")
     before = count_complexity(meta, (model.in_chans, image_size, image_size)).macs
-    fixed, options = before, []
-    blocks: list[tuple[CrossFormerBlock, int]] = []
-    for stage, info in zip(meta.stages, meta.feature_info, strict=True):
-        side = -(-image_size // info["reduction"])
-        for block in stage.blocks:
-            attention = attentions[len(blocks)]
-            fixed -= _macs(block, side, info["num_chs"])
-            blocks.append((block, block.group_size))
-            options.append(
-                [
-                    _option(block, size, side, info["num_chs"], attention)
-                    for size in range(min(smallest, side), min(largest, side) + 1)
-                ]
-            )
+    places = list(_places(meta, image_size))
+    options = [
+        [
+            _option(place, size, attention)
+            for size in range(min(smallest, place.side), min(largest, place.side) + 1)
+        ]
+        for place, attention in zip(places, attentions, strict=True)
+    ]
+    fixed = before - sum(place.macs() for place in places)
     chosen = choose_group_sizes(options, budget, fixed)
     return GroupChoices(
         [
             GroupChoice(
                 stage=attention.stage,
                 block=attention.block,
-                distance=block.distance,
-                before=size,
+                distance=place.block.distance,
+                before=place.block.group_size,
                 size=choice.size,
                 attention_distance=attention.head_distances.mean().item(),
                 uniform_distance=attention.uniform_distance,
@@ -112,7 +107,7 @@ def choose_groups(
                 macs=choice.macs,
                 reason=_reason(choice, own),
             )
-            for (block, size), attention, choice, own in zip(blocks, attentions, chosen, options, strict=True)
+            for place, attention, choice, own in zip(places, attentions, chosen, options, strict=True)
         ],
         macs=fixed + sum(choice.macs for choice in chosen),
         macs_before=before,
@@ -134,24 +129,37 @@ def kept_share(attention: Tensor, height: int, width: int, size: int, interval: 
     return kept / (height * width)
 
 
-def _option(
-    block: CrossFormerBlock, size: int, side: int, dim: int, attention: BlockAttention
-) -> GroupSizeOption:
-    own = block.group_size
-    block.group_size = size
-    macs, grouping = _macs(block, side, dim), block.grouping(1, side, side)
-    block.group_size = own
-    assert isinstance(grouping, Grouping)
+class _Place(NamedTuple):
+    """A block, and the map that it works on: `side` × `side` tokens of `dim` channels."""
+
+    block: CrossFormerBlock
+    side: int
+    dim: int
+
+    def grouping(self) -> Grouping:
+        grouping = self.block.grouping(1, self.side, self.side)
+        assert isinstance(grouping, Grouping)
+        return grouping
+
+    def macs(self) -> int:
+        rows = torch.empty(self.side**2, self.dim, device="meta")
+        return count_complexity(self.block, (rows, self.grouping())).macs
+
+
+def _places(model: Any, image_size: int) -> Iterator[_Place]:
+    for stage, info in zip(model.stages, model.feature_info, strict=True):
+        for block in stage.blocks:
+            yield _Place(block, -(-image_size // info["reduction"]), info["num_chs"])
+
+
+def _option(place: _Place, size: int, attention: BlockAttention) -> GroupSizeOption:
+    place = place._replace(block=copy.copy(place.block))
+    place.block.group_size = size
     # Where less than the map was measured, neighbours in the group lie an interval apart already.
-    is_whole_map = attention.height == attention.width == side
-    interval = grouping.interval if is_whole_map else 1
+    is_whole_map = attention.height == attention.width == place.side
+    interval = place.grouping().interval if is_whole_map else 1
     kept = kept_share(attention.mean_map, attention.height, attention.width, size, interval)
-    return GroupSizeOption(size, macs, kept)
-
-
-def _macs(block: CrossFormerBlock, side: int, dim: int) -> int:
-    rows = torch.empty(side * side, dim, device="meta")
-    return count_complexity(block, (rows, block.grouping(1, side, side))).macs
+    return GroupSizeOption(size, place.macs(), kept)
 
 
 def _reason(choice: GroupSizeOption, options: Sequence[GroupSizeOption]) -> str:

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from crossformerpp.analysis.attention_maps import BlockAttention
+    from crossformerpp.analysis.group_choice import GroupChoices
     from crossformerpp.tasks.network import Network
 
 app = typer.Typer(help="Look into networks: amplitudes, attention, group sizes.", no_args_is_help=True)
 
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--image", help="An image or a folder of them; may be repeated. Default: ten photographs."),
+    typer.Option(
+        "--image", help="An image or a folder of them; may be repeated. Default: twelve photographs."
+    ),
 ]
 Size = Annotated[int | None, typer.Option(min=32, help="Side of the images; default: the run's, or 224.")]
 Options = Annotated[str, typer.Option(help="Model options as a YAML mapping, e.g. 'cooling: 3'.")]
@@ -132,27 +135,11 @@ def groups(
     as_json: AsJson = False,
 ) -> None:
     """Choose group sizes per block from a trained model's attention within a budget; they change no weight."""
-    from crossformerpp.analysis.attention_maps import block_attentions
-    from crossformerpp.analysis.group_choice import choose_groups
-    from crossformerpp.models.crossformer import CrossFormer
-    from crossformerpp.models.stage import CrossFormerBlock
-
     macs = _macs(budget)
     if out is not None and out.exists() and not overwrite:
         raise ValueError(f"{out} exists; choose another --out, or say --overwrite")
     network = _open(run, "{}", size)
-    if network.saved is None or not isinstance(network.model, CrossFormer):
-        raise ValueError(
-            f"{run}: group sizes are chosen from a trained CrossFormer's attention; name its run"
-        )
-    own = [block.group_size for block in network.model.modules() if isinstance(block, CrossFormerBlock)]
-    smallest, largest = smallest or min(own), largest or max(own)
-    if smallest > largest:
-        raise ValueError(f"group sizes from {smallest} to {largest}: the least must not exceed the largest")
-    stages = len(network.model.stages)
-    measured = _open(run, f"group_sizes: {[largest] * stages}", size)
-    attentions = block_attentions(measured.model, _batches(measured, images))
-    found = choose_groups(network.model, attentions, network.size, smallest, largest, macs)
+    found = _choose_groups(network, smallest, largest, images, macs)
     if out is not None:
         _write_recipe(network, found.group_sizes, out)
     if as_json:
@@ -177,6 +164,28 @@ def groups(
         title=f"{found.macs / 1e9:.4g}G multiply-accumulates at {network.size}, {found.macs_before / 1e9:.4g}G before",
     )
     say(f"go on with: crossformer train {out}" if out else f"model.options.group_sizes={found.group_sizes}")
+
+
+def _choose_groups(
+    network: Network, smallest: int | None, largest: int | None, images: list[Path] | None, budget: int
+) -> GroupChoices:
+    from crossformerpp.analysis.attention_maps import block_attentions
+    from crossformerpp.analysis.group_choice import choose_groups
+    from crossformerpp.models.crossformer import CrossFormer
+    from crossformerpp.models.stage import CrossFormerBlock
+
+    model = network.model
+    if network.saved is None or not isinstance(model, CrossFormer):
+        raise ValueError(
+            f"{network.name}: sizes are chosen from a trained CrossFormer's attention; name its run"
+        )
+    own = [block.group_size for block in model.modules() if isinstance(block, CrossFormerBlock)]
+    smallest, largest = smallest or min(own), largest or max(own)
+    if smallest > largest:
+        raise ValueError(f"group sizes from {smallest} to {largest}: the least must not exceed the largest")
+    measured = _open(network.name, f"group_sizes: {[largest] * len(model.stages)}", network.size)
+    attentions = block_attentions(measured.model, _batches(measured, images))
+    return choose_groups(model, attentions, network.size, smallest, largest, budget)
 
 
 def _open(name: str, options: str, size: int | None) -> Network:
