@@ -45,21 +45,22 @@ SETTINGS = {
     "trainer.eval_every": 4,
     "trainer.batch_size": 64,
 }
-ROWS: dict[str, dict[str, Any]] = {
-    "CrossFormer++: CEL, LSDA, PGS, ACL": {},
-    "one kernel in place of CEL": {"kernel_sizes": [[4], [2], [2], [2]]},
-    "group size 2 everywhere in place of PGS": {"group_sizes": [2, 2, 2, 2], "intervals": [6, 3, 2, 1]},
-    "whole maps in place of PGS": {"group_sizes": [12, 6, 3, 2]},
-    "no ACL": {"cooling": None},
-    "gated cooling in place of ACL": {"cooling_kind": "gated"},
-    "limiter in place of ACL": {"cooling_kind": "limit"},
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "crossformerpp": ("CrossFormer++: CEL, LSDA, PGS, ACL", {}),
+    "no-cel": ("one kernel in place of CEL", {"kernel_sizes": [[4], [2], [2], [2]]}),
+    "swin": ("Swin's attention in place of LSDA", {"attention": "swin"}),
+    "g2": ("G = 2 everywhere in place of PGS", {"group_sizes": [2, 2, 2, 2], "intervals": [6, 3, 2, 1]}),
+    "global": ("whole maps in place of PGS", {"group_sizes": [12, 6, 3, 2]}),
+    "no-acl": ("no ACL", {"cooling": None}),
+    "gated": ("gated cooling in place of ACL", {"cooling_kind": "gated"}),
+    "limit": ("limiter in place of ACL", {"cooling_kind": "limit"}),
 }
 COLUMNS = ("row", "seed", "top1", "loss", "largest_amplitude", "largest_mean_amplitude", "minutes")
 
 
 def run(row: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train and evaluate one row from one seed; its line of the table."""
-    options = yaml.safe_dump({**BASE, **ROWS[row]}, default_flow_style=True, width=10_000).strip()
+    options = yaml.safe_dump({**BASE, **ROWS[row][1]}, default_flow_style=True, width=10_000).strip()
     settings = SETTINGS | {"trainer.seed": seed, "model.options": options}
     texts = [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
     started = time.perf_counter()
@@ -89,15 +90,15 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     """The table: mean ± standard deviation over seeds."""
     text = "| model | seeds | top-1, % | test loss | largest amplitude | largest mean amplitude |\n"
     text += "|---|---|---|---|---|---|\n"
-    for row in ROWS:
+    for row, (title, _) in ROWS.items():
         own = [line for line in lines if line["row"] == row]
         if not own:
-            text += f"| {row} | 0 | not run | | | |\n"
+            text += f"| {title} | 0 | not run | | | |\n"
             continue
         cells = [_spread([100 * float(line["top1"]) for line in own], ".2f")]
         cells += [_spread([float(line["loss"]) for line in own], ".3f")]
         cells += [_spread([float(line[key]) for line in own], ".3g") for key in COLUMNS[4:6]]
-        text += f"| {row} | {len(own)} | {' | '.join(cells)} |\n"
+        text += f"| {title} | {len(own)} | {' | '.join(cells)} |\n"
     return text
 
 
@@ -117,10 +118,10 @@ def main() -> None:
     if not table.exists():
         table.write_text(",".join(COLUMNS) + "\n")
     for seed in range(arguments.seeds):
-        for number, row in enumerate(ROWS):
+        for row in ROWS:
             if any(line["row"] == row and int(line["seed"]) == seed for line in _read(table)):
                 continue
-            line = run(row, seed, arguments.out / f"row{number}-seed{seed}")
+            line = run(row, seed, arguments.out / f"{row}-{seed}")
             with table.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writerow(line)
     (arguments.out / "ablation.md").write_text(markdown(_read(table)))

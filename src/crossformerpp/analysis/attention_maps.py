@@ -1,4 +1,4 @@
-"""Whom tokens attend to and how far, Sec. 4.1 and Fig. 4: of CrossFormer and of timm's Swin.
+"""Whom tokens attend to and how far, Sec. 4.1 and Fig. 4: of LSDA and of timm's Swin.
 
 Legend: S groups (of all images of a batch), h heads, N = gh·gw tokens of a group of gh × gw, d head dim.
 """
@@ -173,7 +173,7 @@ def block_attentions(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockA
     ]
     if not found:
         raise ValueError(
-            f"{type(model).__name__}: attention maps can be taken from CrossFormer and from timm's Swin only"
+            f"{type(model).__name__}: attention maps can be taken from LSDA and from timm's Swin only"
         )
     with ExitStack() as hooks, torch.inference_mode():
         for _, attention, recorder in found:
