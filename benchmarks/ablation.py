@@ -51,7 +51,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("Swin's attention in place of LSDA", {"attention": "swin"}),
     "g2": ("G = 2 everywhere in place of PGS", {"group_sizes": [2, 2, 2, 2], "intervals": [6, 3, 2, 1]}),
     "global": ("whole maps in place of PGS", {"group_sizes": [12, 6, 3, 2]}),
-    "no-acl": ("no ACL", {"cooling": None}),
+    "no-acl": ("no ACL", {"cooling": 0}),
     "gated": ("gated cooling in place of ACL", {"cooling_kind": "gated"}),
     "limit": ("limiter in place of ACL", {"cooling_kind": "limit"}),
 }

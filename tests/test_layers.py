@@ -117,7 +117,7 @@ def test_unknown_cooling():
 
 @pytest.mark.parametrize(
     ("depth", "interval", "expected"),
-    [(18, 3, [2, 5, 8, 11, 14]), (6, 3, [2]), (2, 3, []), (4, 1, [0, 1, 2]), (18, None, [])],
+    [(18, 3, [2, 5, 8, 11, 14]), (6, 3, [2]), (2, 3, []), (4, 1, [0, 1, 2]), (18, None, []), (18, 0, [])],
 )
 def test_cooling_positions(depth, interval, expected):
     assert [j for j in range(depth) if is_cooled(j, depth, interval)] == expected

@@ -88,4 +88,6 @@ def cooling_layer(kind: CoolingKind, dim: int) -> nn.Module:
 def is_cooled(block: int, depth: int, cooling_interval: int | None) -> bool:
     """Whether a cooling layer follows block number `block` of a stage of `depth`: after every `cooling_interval`-th
     block, never the last (a CEL follows there)."""
-    return cooling_interval is not None and (block + 1) % cooling_interval == 0 and block + 1 < depth
+    if not cooling_interval:
+        return False
+    return (block + 1) % cooling_interval == 0 and block + 1 < depth

@@ -41,7 +41,7 @@ class CrossFormer(nn.Module):
             weight.
         kernel_sizes: Kernels of each stage's CEL.
         allocation: How a CEL shares its channels out among kernels.
-        cooling: k, the interval of cooling layers in blocks; None for none.
+        cooling: k, the interval of cooling layers in blocks; None or 0 for none (timm hands no None on).
         cooling_kind: "acl" is the paper's; "gated" and "limit" keep the residual connection (layers/cooling.py).
         attention: LSDA, or what Table VIII compares it with; see `build_self_attention` for what group sizes and
             intervals mean to it.
@@ -83,10 +83,8 @@ class CrossFormer(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes)
-        if cooling is not None and cooling < 1:
-            raise ValueError(
-                f"cooling {cooling!r}: it must be at least 1 block, or None for no cooling layers"
-            )
+        if cooling is not None and cooling < 0:
+            raise ValueError(f"cooling {cooling!r}: it must be at least 1 block, or 0 for no cooling layers")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
