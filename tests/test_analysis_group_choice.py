@@ -11,7 +11,7 @@ import crossformerpp  # noqa: F401 (registers our models with timm)
 from crossformerpp.analysis.attention_maps import block_attentions
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.analysis.group_choice import choose_groups, kept_share
-from crossformerpp.layers.group_size import GroupSizeOption, choose_group_sizes, worthwhile
+from crossformerpp.layers.group_size import GroupSizeOption, choose_group_sizes
 
 TINY = {"embed_dim": 16, "depths": (2, 2, 3, 1), "num_heads": (1, 1, 2, 2), "num_classes": 3}
 
@@ -35,8 +35,11 @@ def test_no_choice_within_the_budget_is_better_by_a_step(seed):
         for combination in itertools.product(*options)
         if sum(option.macs for option in combination) <= budget
     )
-    steps = [b.kept - a.kept for own in options for a, b in itertools.pairwise(worthwhile(own))]
-    assert best - max(steps, default=0) <= sum(option.kept for option in chosen) <= best + 1e-9
+    largest_step = max(b.kept - a.kept for own in options for a, b in itertools.permutations(own, 2))
+    assert best - largest_step <= sum(option.kept for option in chosen) <= best + 1e-9
+    spare = budget - sum(option.macs for option in chosen)
+    for own, now in zip(options, chosen, strict=True):
+        assert not [option for option in own if option.kept > now.kept and option.macs - now.macs <= spare]
 
 
 def test_a_large_budget_keeps_most_and_a_larger_one_changes_nothing():
@@ -48,7 +51,8 @@ def test_a_large_budget_keeps_most_and_a_larger_one_changes_nothing():
 def test_a_budget_that_cannot_be_met_names_the_nearest():
     options = [[GroupSizeOption(2, 10**9, 0.5), GroupSizeOption(4, 2 * 10**9, 1.0)]] * 2
     with pytest.raises(
-        ValueError, match=r"budget of 2\.5G.*cannot be met; the nearest is 3G, with group sizes \[2\]"
+        ValueError,
+        match=r"budget of 2,500.0M.*cannot be met; the nearest is 3,000.0M, with group sizes \[2\]",
     ):
         choose_group_sizes(options, 5 * 10**9 // 2, fixed_macs=10**9)
     assert [option.size for option in choose_group_sizes(options, 3 * 10**9, 10**9)] == [2, 2]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossformerpp.analysis.attention_maps import BlockAttention
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.layers.group_size import GroupSizeOption, choose_group_sizes, worthwhile
+from crossformerpp.layers.group_size import GroupSizeOption, choose_group_sizes
 from crossformerpp.layers.grouping import Grouping, map_order, regroup
 from crossformerpp.models.crossformer import CrossFormer
 from crossformerpp.models.stage import CrossFormerBlock
@@ -163,9 +163,9 @@ def _option(place: _Place, size: int, attention: BlockAttention) -> GroupSizeOpt
 
 
 def _reason(choice: GroupSizeOption, options: Sequence[GroupSizeOption]) -> str:
-    larger = [option for option in worthwhile(options) if option.macs > choice.macs]
-    if not larger:
+    steps = choice.steps(options)
+    if not steps:
         return "keeps most of what was measured"
-    after = larger[0]
+    _, after = max(steps)
     gain, cost = after.kept - choice.kept, after.macs - choice.macs
     return f"{after.size} would keep {gain:.1%} more for {cost / 1e6:.3g}M: over the budget"

@@ -161,7 +161,8 @@ def groups(
             )
             for choice in found.blocks
         ],
-        title=f"{found.macs / 1e9:.4g}G multiply-accumulates at {network.size}, {found.macs_before / 1e9:.4g}G before",
+        title=f"{found.macs / 1e6:,.1f}M multiply-accumulates at {network.size} pixels, "
+        f"before {found.macs_before / 1e6:,.1f}M",
     )
     say(f"go on with: crossformer train {out}" if out else f"model.options.group_sizes={found.group_sizes}")
 

@@ -49,6 +49,17 @@ class GroupSizeOption(NamedTuple):
     macs: int
     kept: float
 
+    def steps(self, options: Sequence[GroupSizeOption]) -> list[tuple[float, GroupSizeOption]]:
+        """Those of a block's options that keep more, each with what it keeps more per additional multiply-accumulate.
+
+        This one is the cheapest, or the best such step from a cheaper one, so that whatever keeps more costs more.
+        """
+        return [
+            ((option.kept - self.kept) / (option.macs - self.macs), option)
+            for option in options
+            if option.kept > self.kept
+        ]
+
 
 def choose_group_sizes(
     options: Sequence[Sequence[GroupSizeOption]], budget: int, fixed_macs: int = 0
@@ -56,8 +67,7 @@ def choose_group_sizes(
     """An automatic group size policy: the most attention kept, summed over blocks, within a budget.
 
     From the cheapest option of every block on, the step that keeps most per multiply-accumulate is taken as long as
-    one fits. Steps lead along the upper convex hull of a block's options, where each is worth less than the one
-    before, so that the sum falls short of the best possible by less than one step.
+    one fits. The sum falls short of the best possible by less than what one step adds.
 
     Args:
         options: Per block, in any order.
@@ -67,43 +77,26 @@ def choose_group_sizes(
     Raises:
         ValueError: The budget cannot be met; names the least that can.
     """
-    ladders = [worthwhile(own) for own in options]
-    places = [0] * len(ladders)
-    macs = fixed_macs + sum(ladder[0].macs for ladder in ladders)
-    if macs > budget:
+    chosen = [min(own, key=lambda option: (option.macs, -option.kept, option.size)) for own in options]
+    least = fixed_macs + sum(option.macs for option in chosen)
+    if least > budget:
         raise ValueError(
-            f"a budget of {budget / 1e9:.4g}G multiply-accumulates cannot be met; the nearest is {macs / 1e9:.4g}G, "
-            f"with group sizes {sorted({ladder[0].size for ladder in ladders})}"
+            f"a budget of {budget / 1e6:,.1f}M multiply-accumulates cannot be met; the nearest is {least / 1e6:,.1f}M, "
+            f"with group sizes {sorted({option.size for option in chosen})}"
         )
+    spare = budget - least
     while True:
         steps = [
-            (_worth(ladder[place], ladder[place + 1]), block)
-            for block, (ladder, place) in enumerate(zip(ladders, places, strict=True))
-            if place + 1 < len(ladder) and macs + ladder[place + 1].macs - ladder[place].macs <= budget
+            (worth, -block, option)  # of equal steps the first block's
+            for block, (own, now) in enumerate(zip(options, chosen, strict=True))
+            for worth, option in now.steps(own)
+            if option.macs - now.macs <= spare
         ]
         if not steps:
-            return [ladder[place] for ladder, place in zip(ladders, places, strict=True)]
-        _, block = max(steps, key=lambda step: (step[0], -step[1]))
-        macs += ladders[block][places[block] + 1].macs - ladders[block][places[block]].macs
-        places[block] += 1
-
-
-def worthwhile(options: Sequence[GroupSizeOption]) -> list[GroupSizeOption]:
-    """The options on the upper convex hull of `kept` over `macs`, cheapest first: each keeps more than the one before,
-    and less per additional multiply-accumulate."""
-    hull: list[GroupSizeOption] = []
-    for option in sorted(options, key=lambda option: (option.macs, -option.kept, option.size)):
-        if hull and option.kept <= hull[-1].kept:
-            continue
-        while len(hull) > 1 and _worth(hull[-2], hull[-1]) <= _worth(hull[-1], option):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def _worth(a: GroupSizeOption, b: GroupSizeOption) -> float:
-    """Attention kept per multiply-accumulate of the step from `a` to `b`."""
-    return (b.kept - a.kept) / (b.macs - a.macs)
+            return chosen
+        _, block, option = max(steps)
+        spare -= option.macs - chosen[-block].macs
+        chosen[-block] = option
 
 
 def adaptive_interval(height: int, width: int, group_size: int) -> int:
