@@ -16,7 +16,7 @@ from crossformerpp.layers import (
     expand_per_block,
     linear_group_sizes,
 )
-from crossformerpp.layers.cooling import is_cooled
+from crossformerpp.layers.cooling import AmplitudeLimiter, GatedCoolingLayer, cooling_layer, is_cooled
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,45 @@ def test_cooling_bounds_the_amplitude_whatever_comes_in():
     assert layer(x).shape == x.shape
 
 
+def test_gated_cooling_lies_between_the_stream_and_its_acl():
+    layer = GatedCoolingLayer(16)
+    x = torch.randn(2, 9, 7, 16) * 100
+    torch.testing.assert_close(layer(x), (x + layer.acl(x)) / 2)
+    for gate, expected in ((50.0, x), (-50.0, layer.acl(x))):
+        torch.nn.init.constant_(layer.gate, gate)
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_limiter_shortens_long_tokens_only():
+    layer = AmplitudeLimiter(16)
+    torch.nn.init.uniform_(layer.log_limit, -1, 1)
+    x = torch.randn(2, 9, 7, 16)
+    torch.testing.assert_close(layer(x * 1e-3), x * 1e-3, rtol=1e-4, atol=0)
+    relative = layer(x * 1e4) / layer.log_limit.exp()
+    torch.testing.assert_close(relative.square().mean(-1), torch.ones(2, 9, 7))
+    torch.testing.assert_close(F.cosine_similarity(layer(x), x, dim=-1), torch.ones(2, 9, 7))
+    assert layer.half()(x.half() * 3000).isfinite().all()  # an amplitude as in Fig. 5
+
+
+@pytest.mark.parametrize(("kind", "is_kept"), [("acl", False), ("gated", True), ("limit", True)])
+def test_which_cooling_layers_keep_the_residual_connection(kind, is_kept):
+    """Without what is learnt in convolution and norm nothing passes an ACL; the stream passes the others."""
+    layer = cooling_layer(kind, 16)
+    for name, parameter in layer.named_parameters():
+        if "conv" in name or "norm" in name:
+            torch.nn.init.zeros_(parameter)
+    x = torch.randn(1, 5, 5, 16)
+    assert (F.cosine_similarity(layer(x), x, dim=-1).min() > 0.99) == is_kept
+
+
+def test_unknown_cooling():
+    with pytest.raises(ValueError, match="cooling_kind 'ice': choose one of acl, gated, limit"):
+        cooling_layer("ice", 16)
+
+
 @pytest.mark.parametrize(
     ("depth", "interval", "expected"),
-    [(18, 3, [2, 5, 8, 11, 14]), (6, 3, [2]), (2, 3, []), (4, 1, [0, 1, 2]), (18, None, [])],
+    [(18, 3, [2, 5, 8, 11, 14]), (6, 3, [2]), (2, 3, []), (4, 1, [0, 1, 2]), (18, None, []), (18, 0, [])],
 )
 def test_cooling_positions(depth, interval, expected):
     assert [j for j in range(depth) if is_cooled(j, depth, interval)] == expected

@@ -112,8 +112,9 @@ def test_hooks_see_all_tokens_of_a_layer(monkeypatch):
     assert seen == [(256, 32)]
 
 
-def test_every_parameter_gets_a_gradient():
-    model = _tiny(cooling=3).train()
+@pytest.mark.parametrize("kind", ["acl", "gated", "limit"])
+def test_every_parameter_gets_a_gradient(kind):
+    model = _tiny(cooling=3, cooling_kind=kind).train()
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -234,13 +235,19 @@ def test_group_sizes_per_block_and_other_overrides():
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)
 
 
+def test_cooling_of_a_variant_can_be_switched_off():
+    with_it, without = _tiny(depths=(1, 1, 4, 1)), _tiny(depths=(1, 1, 4, 1), cooling=0)
+    assert any("cooling" in key for key in with_it.state_dict())
+    assert not any("cooling" in key for key in without.state_dict())
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
         ({"group_sizes": (0, 4, 14, 7)}, "group size 0"),
         ({"intervals": (4, -1, 1, 1)}, "interval -1"),
         ({"num_heads": (1, 2, 4)}, "num_heads has 3"),
-        ({"cooling": 0}, "cooling 0"),
+        ({"cooling": -1}, "cooling -1"),
         ({"embed_dim": 36}, "multiple of 8"),
     ],
 )

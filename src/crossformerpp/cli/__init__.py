@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import bench, data, models, predict, train
+from crossformerpp.cli import analyze, bench, data, models, predict, train
 
 app = typer.Typer(
     name="crossformer",
@@ -25,6 +25,7 @@ app.command()(models.models)
 app.command()(models.convert)
 app.command()(bench.bench)
 app.add_typer(data.app, name="data")
+app.add_typer(analyze.app, name="analyze")
 
 USER_ERROR, INTERRUPTED = 2, 130
 TRAIN_EXTRA = (

@@ -20,21 +20,14 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from crossformerpp.data.digits import NAMES, load_digits
+from crossformerpp.data.photographs import Half, open_photographs
 
-Half = Literal["train", "val"]
-
-# Photographs in the wheels of scikit-learn and scikit-image, by the functions that open them.
-_SKLEARN = {"train": ("china.jpg",), "val": ("flower.jpg",)}
-_SKIMAGE = {
-    "train": ("astronaut", "coffee", "stereo_motorcycle", "hubble_deep_field", "brick", "grass"),
-    "val": ("chelsea", "rocket", "camera", "gravel"),
-}
 _MARKER = "digit_scenes.json"
 _RECIPE = 2  # counts changes of what is drawn
 _SPLITS: tuple[Half, Half] = ("train", "val")
@@ -128,7 +121,7 @@ class SceneMaker:
         images, self.labels = load_digits(which, 8)
         scans = [np.asarray(image.convert("L"), np.float32) for image in images]
         self.scans = [np.pad(scan / scan.max(), _MARGIN) for scan in scans]
-        self.photographs = _open_photographs(which)
+        self.photographs = open_photographs(which)
         self.size = size
 
     def draw(self, rng: np.random.Generator) -> Scene:
@@ -230,19 +223,6 @@ def _box(mask: np.ndarray) -> list[int]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
-
-
-def _open_photographs(which: Half) -> list[Image.Image]:
-    try:
-        from skimage import data
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ValueError(f"digit_scenes need {error.name}: pip install 'crossformerpp[train]'") from None
-    arrays = [load_sample_image(name) for name in _SKLEARN[which]]
-    for name in _SKIMAGE[which]:
-        opened = getattr(data, name)()
-        arrays.append(opened[0] if isinstance(opened, tuple) else opened)  # a stereo pair: the left one
-    return [Image.fromarray(array).convert("RGB") for array in arrays]
 
 
 def _is_written(root: Path, wanted: dict[str, int]) -> bool:

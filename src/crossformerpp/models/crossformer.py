@@ -15,7 +15,7 @@ from timm.models import named_apply
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from crossformerpp.layers.cooling import is_cooled
+from crossformerpp.layers.cooling import CoolingKind, is_cooled
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
 from crossformerpp.layers.group_size import Interval, PerBlock, expand_per_block
 from crossformerpp.layers.grouping import Grouping
@@ -41,7 +41,8 @@ class CrossFormer(nn.Module):
             weight.
         kernel_sizes: Kernels of each stage's CEL.
         allocation: How a CEL shares its channels out among kernels.
-        cooling: k, the ACL's interval in blocks; None for no ACL.
+        cooling: k, the interval of cooling layers in blocks; None or 0 for none (timm hands no None on).
+        cooling_kind: "acl" is the paper's; "gated" and "limit" keep the residual connection (layers/cooling.py).
         attention: LSDA, or what Table VIII compares it with; see `build_self_attention` for what group sizes and
             intervals mean to it.
         position: DPB, or what Tables X and XI compare it with; see layers/position.py.
@@ -68,6 +69,7 @@ class CrossFormer(nn.Module):
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
         allocation: Allocation = "halving",
         cooling: int | None = None,
+        cooling_kind: CoolingKind = "acl",
         attention: Attention = "lsda",
         position: Position = "dpb",
         position_sizes: Sequence[PerBlock] | None = None,
@@ -81,10 +83,8 @@ class CrossFormer(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes)
-        if cooling is not None and cooling < 1:
-            raise ValueError(
-                f"cooling {cooling!r}: it must be at least 1 block, or None for no cooling layers"
-            )
+        if cooling is not None and cooling < 0:
+            raise ValueError(f"cooling {cooling!r}: it must be at least 1 block, or 0 for no cooling layers")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -131,7 +131,7 @@ class CrossFormer(nn.Module):
                     mlp_ratio=mlp_ratio,
                     drop_path=float(rates[i][j]),
                     proj_drop=proj_drop_rate,
-                    cooling=is_cooled(j, depth, cooling),
+                    cooling=cooling_kind if is_cooled(j, depth, cooling) else None,
                 )
                 blocks.append(block)
             added = _absolute_position(img_size, stride, dim) if position == "ape" and i == 0 else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import has_static_value
 
 from crossformerpp.layers.attention import GroupAttention, Mlp
-from crossformerpp.layers.cooling import AmplitudeCoolingLayer
+from crossformerpp.layers.cooling import CoolingKind, cooling_layer
 from crossformerpp.layers.embedding import CrossScaleEmbedding
 from crossformerpp.layers.execution import is_plain_eager
 from crossformerpp.layers.group_size import Interval, adaptive_interval
@@ -42,7 +42,7 @@ class CrossFormerBlock(nn.Module):
         attn: Its self-attention, of `build_self_attention`.
         distance: "short" for SDA, "long" for LDA.
         interval: I of LDA, or "adaptive" for the least one at which a group spans the map; SDA has none.
-        cooling: Whether an ACL follows the block (`cool`).
+        cooling: The cooling layer that follows the block; None for none.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class CrossFormerBlock(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         proj_drop: float = 0.0,
-        cooling: bool = False,
+        cooling: CoolingKind | None = None,
     ) -> None:
         super().__init__()
         self.distance = distance
@@ -66,7 +66,7 @@ class CrossFormerBlock(nn.Module):
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
-        self.cooling = AmplitudeCoolingLayer(dim) if cooling else None
+        self.cooling = None if cooling is None else cooling_layer(cooling, dim)
 
     def grouping(self, batch: int, height: int, width: int) -> MapGrouping:
         """How this block groups `batch` maps of `height`×`width`."""
