@@ -13,7 +13,8 @@ from crossformerpp.analysis.annotate import label_image
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.saved import SavedRun, load_weights
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from crossformerpp.data.detection import to_tensor
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.tasks.detection.evaluation import describe, drawn_objects
 from crossformerpp.tasks.detection.model import build_detector
-from crossformerpp.tasks.saved import SavedRun, load_weights
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun
 
 
 @dataclass(frozen=True)

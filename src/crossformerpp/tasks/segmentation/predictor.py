@@ -14,7 +14,8 @@ from crossformerpp.analysis.overlay import add_legend, blend
 from crossformerpp.data.crops import image_bytes
 from crossformerpp.data.mask_files import Color, index_picture
 from crossformerpp.recipes.segmentation import SegmentationRecipe
-from crossformerpp.tasks.saved import SavedRun, load_weights
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun
 from crossformerpp.tasks.segmentation import class_colors
 from crossformerpp.tasks.segmentation.inference import Look
 from crossformerpp.tasks.segmentation.model import Segmenter
