@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import bench, data, models, predict, train
+from crossformerpp.cli import bench, data, export, models, predict, train
 
 app = typer.Typer(
     name="crossformer",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command(name="eval")(train.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
 app.command()(models.models)
 app.command()(models.convert)
 app.command()(bench.bench)
