@@ -31,7 +31,7 @@ TINY = {
     "name": "crossformerpp_small",
     "options": {
         "embed_dim": 16,
-        "depths": [1, 2, 1, 1],
+        "depths": [1, 1, 2, 1],
         "num_heads": [1, 1, 2, 2],
         "group_sizes": [4, 4, 4, 4],
     },
@@ -63,8 +63,8 @@ def save(task: str, folder: Path, **page: Any) -> Path:
     torch.manual_seed(0)
     model = find_task(task).module(recipe, NAMES).model
     for name, parameter in model.named_parameters():
-        if name.endswith(("head.fc.weight", "cls_logits.weight", "bbox_reg.weight", "classifier.1.weight")):
-            torch.nn.init.normal_(parameter, std=0.3)
+        if parameter.ndim > 1 and "stages." not in name:
+            torch.nn.init.kaiming_normal_(parameter)
     weights = {f"model.{key}": value for key, value in model.state_dict().items()}
     path = folder / f"{task}.ckpt"
     torch.save({SAVED: pack(dump_recipe(recipe), NAMES, 1), "state_dict": weights}, path)
