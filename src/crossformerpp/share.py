@@ -5,14 +5,16 @@ timm reads it from the disk, `timm.create_model("local-dir:FOLDER")`, or from th
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from timm.models import save_for_hf
+from torch import nn
 
 import crossformerpp
-from crossformerpp.data.writing import claim_folder
+from crossformerpp.data.writing import claim_folder, write_json
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.tasks.backbone import create_model
@@ -82,11 +84,27 @@ def write_folder(
         "license": license,
     }
     claim_folder(folder, overwrite)
-    model_config = {"pretrained_cfg": config, "model_args": dict(recipe.model.options)}
-    save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
+    save_model(model, folder, config, recipe.model.options)
     card = model_card(saved, _metrics(run), license, f"hf-hub:{repo}" if repo else f"local-dir:{folder.name}")
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def save_model(
+    model: nn.Module, folder: Path, config: Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> None:
+    """model.safetensors and config.json of a timm model, for timm and for transformers' TimmWrapper.
+
+    Args:
+        config: What differs from the model's own `pretrained_cfg`.
+        options: Other arguments than the number of classes with which the model was made.
+    """
+    model_config = {"pretrained_cfg": dict(config), "model_args": dict(options or {})}
+    save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
+    path = folder / "config.json"
+    page = json.loads(path.read_text(encoding="utf-8"))
+    page["model_args"].pop("num_classes", None)  # stands beside it, and TimmWrapper would pass it twice
+    write_json(path, page)
 
 
 def push(folder: Path, repo: str) -> str:
