@@ -310,6 +310,7 @@ def test_a_new_run_starts_from_another_ones_weights(whole: Path, tmp_path: Path)
     averaged = open_saved(whole).weights
     own = module.model.state_dict()
     assert own["head.fc.weight"].shape == (3, 128)
+    assert module.started_from.keys("fresh") == ["head.fc.weight", "head.fc.bias"]
     assert all(torch.equal(averaged[key], own[key]) for key in own if not key.startswith("head."))
 
 

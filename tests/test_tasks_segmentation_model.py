@@ -118,7 +118,9 @@ def test_starts_from_a_classifier(tmp_path) -> None:
     classifier = create_model(SMALL, num_classes=10)
     save_file(classifier.state_dict(), tmp_path / "digits.safetensors")
     model = build("upernet")
-    assert model.start_from(tmp_path / "digits.safetensors") == []
+    report = model.start_from(tmp_path / "digits.safetensors")
+    assert report.keys("fresh") == []
+    assert sorted(report.keys("skipped")) == ["head.fc.bias", "head.fc.weight", "norm.bias", "norm.weight"]
     expected = classifier.state_dict()
     for key, value in model.backbone.model.state_dict().items():
         assert torch.equal(value, expected[key]), key
@@ -128,9 +130,9 @@ def test_starts_from_a_segmenter_and_says_which_classifier_stays_fresh(tmp_path)
     trained = build("upernet", num_classes=5)
     save_run(trained, tmp_path / "five.ckpt")
     same, other = build("upernet", num_classes=5), build("upernet", num_classes=7)
-    assert same.start_from(tmp_path / "five.ckpt") == []
+    assert same.start_from(tmp_path / "five.ckpt").keys("fresh") == []
     assert_equal(same, trained, skip=())
-    fresh = other.start_from(tmp_path / "five.ckpt")
+    fresh = other.start_from(tmp_path / "five.ckpt").keys("fresh")
     assert {key.split(".")[0] for key in fresh} == {"classifier", "auxiliary"}
     assert_equal(other, trained, skip=("classifier.", "auxiliary.", "colors"))
     assert other.colors.shape == (7, 3)

@@ -3,7 +3,20 @@
 Importing this registers the eight variants with timm: `timm.create_model("crossformerpp_small")`.
 """
 
-from crossformerpp.models import VARIANTS, CrossFormer
+import sys
+from typing import TYPE_CHECKING, Any
+
+# The command imports what its subcommands need, so that help comes at once and exported models run without torch.
+if TYPE_CHECKING or "crossformer_command" not in sys.modules:
+    from crossformerpp.models import VARIANTS, CrossFormer
 
 __version__ = "0.1.0"
 __all__ = ["VARIANTS", "CrossFormer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from crossformerpp import models
+
+    return getattr(models, name)

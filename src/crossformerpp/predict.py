@@ -1,17 +1,21 @@
-"""Say what is in images: a checkpoint, some files or folders, a prediction and a picture for each."""
+"""Say what is in images: a checkpoint, some files or folders, a prediction and a picture for each.
+
+PyTorch is imported where a checkpoint needs it; exported ONNX files do not.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_size
 from crossformerpp.data.writing import claim_folder, write_json
 from crossformerpp.recipes.load import apply_overrides, parse_recipe
-from crossformerpp.tasks.plug import Prediction, Predictor, find_task
-from crossformerpp.tasks.saved import open_saved
+
+if TYPE_CHECKING:
+    from crossformerpp.tasks.plug import Prediction, Predictor
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Predicted:
 def load_predictor(
     path: Path, device: str = "auto", overrides: Iterable[str] = (), **options: Any
 ) -> Predictor:
-    """A predictor for a run directory or a checkpoint.
+    """A predictor for a run directory, a checkpoint, or an exported ONNX file.
 
     Args:
         device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
@@ -44,6 +48,17 @@ def load_predictor(
     Raises:
         ValueError: There is no such checkpoint, or it cannot be used.
     """
+    if path.suffix == ".onnx":
+        from crossformerpp.exported import open_predictor
+
+        if overrides:
+            raise ValueError(f"--set {' '.join(overrides)}: an exported model is as it is; export it anew")
+        return open_predictor(path, **options)
+    import torch
+
+    from crossformerpp.tasks.plug import find_task
+    from crossformerpp.tasks.saved import open_saved
+
     saved = open_saved(path)
     values = saved.recipe.model_dump()
     apply_overrides(values, overrides)

@@ -3,9 +3,12 @@
 import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from crossformerpp.data.masks import decode
 
 _GOLDEN = 0.618034  # hues of successive labels are this far apart, so neighbours differ clearly
 _TINT = 0.45  # how much of a mask's colour covers the image
@@ -64,6 +67,24 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject]) -> Image.Im
     for thing in objects:  # after all boxes, so that no line crosses a name
         _write_name(draw, picture.size, thing, factor, font)
     return picture
+
+
+def drawn_objects(
+    found: Sequence[dict[str, Any]], class_names: Sequence[str], least: float = 0.5
+) -> list[DrawnObject]:
+    """What to draw of an image's detections: those of a score of at least `least`, worst first."""
+    return [
+        DrawnObject(
+            (x, y, x + width, y + height),
+            class_names[thing["label"]],
+            thing["label"],
+            thing["score"],
+            decode(thing["segmentation"]) if "segmentation" in thing else None,
+        )
+        for thing in reversed(found)
+        for x, y, width, height in (thing["bbox"],)
+        if thing["score"] >= least
+    ]
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, side: int = 360) -> Image.Image:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import analyze, bench, data, models, predict, train
+from crossformerpp.cli import analyze, bench, data, export, models, predict, share, train
 
 app = typer.Typer(
     name="crossformer",
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command()(train.train)
 app.command(name="eval")(train.evaluate)
 app.command()(predict.predict)
+app.command()(export.export)
+app.command()(share.share)
 app.command()(models.models)
 app.command()(models.convert)
 app.command()(bench.bench)

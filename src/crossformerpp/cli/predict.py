@@ -10,7 +10,9 @@ from crossformerpp.cli.train import AsJson, Overrides, Overwrite
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="A run directory or a checkpoint.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, or an exported .onnx file.")
+    ],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for annotated pictures; default: a new ./predictions.")

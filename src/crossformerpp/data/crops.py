@@ -3,7 +3,6 @@
 Legend: H W image; images are 3 × H × W, labels H × W with IGNORED where there is no class.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from crossformerpp.data.images import scaled_size
 from crossformerpp.data.mask_files import IGNORED
 from crossformerpp.data.segmentation import MaskedImages
 
 _TRIES = 10  # to find a crop that is not nearly all one class
-_LONGEST = 4  # times the short side, as far as a long image is enlarged
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,6 @@ class CropView:
             if len(counts) and counts.max() <= self.max_class_share * counts.sum():
                 break
         return image[:, top : top + height, left : left + width], part
-
-
-def scaled_size(size: Sequence[int], short_side: int | None, factor: float = 1.0) -> list[int]:
-    """[height, width] of an image whose short side becomes `short_side` (None: its own) times `factor`.
-
-    The long side becomes at most four times `short_side` times `factor`, at the cost of the short one.
-    """
-    if short_side is not None:
-        factor *= min(short_side / min(size), _LONGEST * short_side / max(size))
-    return [max(1, round(length * factor)) for length in size]
 
 
 class TrainCrops(Dataset):

@@ -1,6 +1,7 @@
 """The one way in which this package opens an image file."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ Image.init()  # else Pillow knows a few formats only
 _FORMATS = tuple(
     name for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF") if name in Image.OPEN
 )
+_LONGEST = 4  # times the short side, as far as a long image is enlarged
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own hard limit: 179 million, half a GB as RGB
 
 
@@ -61,6 +63,16 @@ def require_size(image: Image.Image, name: str, least: int = 32) -> None:
         raise ValueError(
             f"{name}: {image.width}x{image.height} pixels; the network needs at least {least}x{least}"
         )
+
+
+def scaled_size(size: Sequence[int], short_side: int | None, factor: float = 1.0) -> list[int]:
+    """[height, width] of an image whose short side becomes `short_side` (None: its own) times `factor`.
+
+    The long side becomes at most four times `short_side` times `factor`, at the cost of the short one.
+    """
+    if short_side is not None:
+        factor *= min(short_side / min(size), _LONGEST * short_side / max(size))
+    return [max(1, round(length * factor)) for length in size]
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -67,10 +67,11 @@ from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
 from crossformerpp.tasks.plug import find_task
-from crossformerpp.tasks.saved import KEY, load_weights, open_saved, read_training_state
+from crossformerpp.tasks.saved import KEY, open_saved, read_training_state
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
@@ -100,6 +101,8 @@ def train(
     if is_first():
         run.create(dump_recipe(recipe), overwrite)
         write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
+        if module.started_from is not None:
+            print(module.started_from, file=sys.stderr)
     _fit(module, data, run)
     return evaluate(out, out=out)
 
@@ -317,4 +320,5 @@ def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
         "classes": len(module.class_names),
         "train_samples": num_samples(data.train),
         "val_samples": num_samples(data.val),
+        "started_from": module.started_from and module.started_from.to_json(),
     }

@@ -94,7 +94,11 @@ def attend_within(group: Groups, num_heads: int, bias: Tensor | None, dropout: f
             bias = _masked(bias, group.is_real, group.tokens.dtype)
         q, k, v = qkv.unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-    return out.transpose(1, 2).reshape(n, N, width // 3)
+    out = out.transpose(1, 2)
+    if torch.compiler.is_exporting():
+        # else the graph would hold the memory layout of the kernel that this machine chose
+        out = out.clone(memory_format=torch.contiguous_format)
+    return out.reshape(n, N, width // 3)
 
 
 def _takes_batched_products(tokens: Tensor, group_tokens: int) -> bool:

@@ -83,7 +83,7 @@ class CrossScaleEmbedding(nn.Module):
                 kernel_sizes, allocate_dims(dim, len(kernel_sizes), allocation), strict=True
             )
         )
-        self.norm = nn.LayerNorm(in_chans if self.norm_first else dim)
+        self.norm: nn.Module = nn.LayerNorm(in_chans if self.norm_first else dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H/s), ceil(W/s), D)."""

@@ -7,11 +7,12 @@ Maps are B H W C inside the model and B C H W at its border.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import named_apply
+from timm.models import named_apply, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -24,6 +25,9 @@ from crossformerpp.layers.self_attention import Attention, Distance, build_self_
 from crossformerpp.models.stage import CrossFormerBlock, CrossFormerStage, sizes_are_symbols
 
 _MIN_SIZE = 32
+register_notrace_module(
+    CrossFormerStage
+)  # torch.fx takes a stage as one node: its grouping follows from the size
 
 
 class CrossFormer(nn.Module):
@@ -55,6 +59,8 @@ class CrossFormer(nn.Module):
     Raises:
         ValueError: An argument is out of range or does not fit the others.
     """
+
+    output_fmt = "NHWC"  # of `forward_features`, for timm; maps of `features_only` are NCHW
 
     def __init__(
         self,
@@ -144,11 +150,15 @@ class CrossFormer(nn.Module):
         self.head = ClassifierHead(
             dim_in, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
         )
-        self.init_weights()
+        self.init_weights(needs_reset=False)
 
-    def init_weights(self) -> None:
-        """Linear: truncated normal, std 0.02, bias 0; LayerNorm 1, 0; convolutions: PyTorch's default."""
-        named_apply(_init_weights, self)
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Linear: truncated normal, std 0.02, bias 0; LayerNorm 1, 0; convolutions: PyTorch's default.
+
+        Args:
+            needs_reset: Also draw what PyTorch draws when a module is made, as weights from `to_empty` need.
+        """
+        named_apply(partial(_init_weights, needs_reset=needs_reset), self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -189,6 +199,8 @@ class CrossFormer(nn.Module):
         self.num_classes = num_classes
         self.global_pool = global_pool or self.global_pool
         self.head.reset(num_classes, global_pool)
+        like = next(self.parameters())  # a head without classes has no device of its own
+        self.head.to(like.device, like.dtype)
 
     def fold_position_bias(self, height: int = 224, width: int = 224) -> None:
         """Replace every DPB by a fixed relative position bias with its values, for good.
@@ -233,7 +245,7 @@ class CrossFormer(nn.Module):
             raise ValueError(f"output_fmt {output_fmt!r}: choose 'NCHW' or 'NHWC'")
         take, last = feature_take_indices(len(self.stages), indices)
         maps = []
-        x = self._check(x).permute(0, 2, 3, 1)
+        x = check_images(x, self.in_chans).permute(0, 2, 3, 1)
         stages = self.stages[: last + 1] if stop_early else self.stages
         for i, stage in enumerate(stages):
             x = stage(x)
@@ -258,7 +270,7 @@ class CrossFormer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, ceil(H/32), ceil(W/32), D4), normed."""
-        return self.norm(self.stages(self._check(x).permute(0, 2, 3, 1)))
+        return self.norm(self.stages(check_images(x, self.in_chans).permute(0, 2, 3, 1)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Final features -> logits (B, num_classes), or pooled features (B, D4) if `pre_logits`."""
@@ -268,17 +280,24 @@ class CrossFormer(nn.Module):
         """Images (B, in_chans, H, W) -> logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
-    def _check(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(
-                f"input of shape {tuple(x.shape)}: expected (batch, {self.in_chans}, height, width); "
-                f"a model for other channels is made with in_chans=…"
-            )
-        if not sizes_are_symbols(*x.shape[2:]) and min(x.shape[2:]) < _MIN_SIZE:
-            raise ValueError(
-                f"image of {x.shape[2]}x{x.shape[3]}: at least {_MIN_SIZE}x{_MIN_SIZE} is needed; enlarge it"
-            )
-        return x
+
+@register_notrace_function
+def check_images(x: Tensor, in_chans: int) -> Tensor:
+    """The images (B, in_chans, H, W) as they are.
+
+    Raises:
+        ValueError: They are of another shape, or too small.
+    """
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(
+            f"input of shape {tuple(x.shape)}: expected (batch, {in_chans}, height, width); "
+            f"a model for other channels is made with in_chans=…"
+        )
+    if not sizes_are_symbols(*x.shape[2:]) and min(x.shape[2:]) < _MIN_SIZE:
+        raise ValueError(
+            f"image of {x.shape[2]}x{x.shape[3]}: at least {_MIN_SIZE}x{_MIN_SIZE} is needed; enlarge it"
+        )
+    return x
 
 
 def _check_stages(num_stages: int, **per_stage: Sequence[Any]) -> None:
@@ -292,8 +311,10 @@ def _absolute_position(img_size: int | tuple[int, int], stride: int, dim: int) -
     return AbsolutePositionEmbedding(-(-height // stride), -(-width // stride), dim)
 
 
-def _init_weights(module: nn.Module, name: str = "") -> None:
+def _init_weights(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif needs_reset and isinstance(module, nn.LayerNorm | nn.Conv2d):
+        module.reset_parameters()

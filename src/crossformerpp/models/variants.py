@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
@@ -51,13 +53,16 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> CrossFormer:
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    return build_model_with_cfg(
-        CrossFormer,
-        variant,
-        pretrained,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **{**VARIANTS[variant], **kwargs},
-    )
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    with torch.device(device) if device is not None else nullcontext():
+        model = build_model_with_cfg(
+            CrossFormer,
+            variant,
+            pretrained,
+            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            **{**VARIANTS[variant], **kwargs},
+        )
+    return model.to(dtype=dtype)
 
 
 @register_model

@@ -6,7 +6,7 @@ from typing import Any
 import timm
 from torch import nn
 
-import crossformerpp  # noqa: F401 (registers our models with timm)
+import crossformerpp.models  # noqa: F401 (registers our models with timm)
 from crossformerpp.recipes.schema import ModelSection
 
 

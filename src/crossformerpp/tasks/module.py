@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.loading import LoadReport
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from crossformerpp.tasks.plug import Evaluation
 from crossformerpp.tasks.saved import KEY, pack
@@ -25,6 +26,7 @@ class TaskModule(pl.LightningModule):
         losses: Detached parts of the last training loss, for the logs.
         last_evaluation: What the latest validation found.
         plan: Set by the engine before training.
+        started_from: What became of the weights in `recipe.model.checkpoint`, if it names one; set by the task.
     """
 
     monitor: ClassVar[str]
@@ -42,6 +44,7 @@ class TaskModule(pl.LightningModule):
         self.losses: dict[str, Tensor] = {}
         self.last_evaluation: Evaluation | None = None
         self.plan: Plan | None = None
+        self.started_from: LoadReport | None = None
 
     @abstractmethod
     def loss(self, batch: Any) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from crossformerpp.recipes.classification import ClassificationData, Classificat
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.saved import SavedRun, load_weights, open_saved
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun, open_saved
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.backbone import create_model
-from crossformerpp.tasks.saved import load_weights, read_weights
+from crossformerpp.tasks.loading import LoadReport, load_weights
+from crossformerpp.tasks.saved import read_weights
 
 
 class Pyramid(nn.Module):
@@ -49,23 +50,27 @@ class Pyramid(nn.Module):
         maps = self.getter(x)
         return [maps[i] for i in self.taken]
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path) -> LoadReport:
         """Start from a checkpoint: of a classifier, or the `backbone.` part of a detector's or segmenter's.
 
         Raises:
             ValueError: Unreadable, or of another backbone; nothing is loaded then.
         """
-        self.load_weights(read_weights(path), path)
+        return self.load_weights(read_weights(path), path)
 
-    def load_weights(self, weights: dict[str, Tensor], source: Path) -> None:
+    def load_weights(self, weights: dict[str, Tensor], source: Path) -> LoadReport:
         """As `load`, from weights that were read already."""
-        if any(key.startswith("backbone.") for key in weights):
-            weights = {key: value for key, value in weights.items() if key.startswith("backbone.")}
-        weights = {_PREFIX.sub("", key): value for key, value in weights.items()}
         # a classifier's final norm and head are no part of the pyramid, anything else unknown is a mistake
         rooms = {key.split(".")[0] for key in self.model.state_dict()}
-        weights = {key: value for key, value in weights.items() if key.split(".")[0] in rooms}
-        load_weights(self.model, weights, source)
+        is_part = any(key.startswith("backbone.") for key in weights)
+        kept, skipped = {}, []
+        for key, value in weights.items():
+            name = _PREFIX.sub("", key)
+            if (is_part and not key.startswith("backbone.")) or name.split(".")[0] not in rooms:
+                skipped.append(key)
+            else:
+                kept[name] = value
+        return load_weights(self.model, kept, source, skipped=skipped)
 
 
 _PREFIX = re.compile(r"^(backbone\.)?(getter\.model\.)?")  # of a detector or segmenter, and of this class

@@ -9,13 +9,12 @@ import torch
 import yaml
 from safetensors import safe_open
 from timm.data import ImageNetInfo
-from torch import Tensor, nn
+from torch import Tensor
 
 import crossformerpp
 from crossformerpp import checkpoints
-from crossformerpp.layers.position import enlarge_tables
 from crossformerpp.recipes.load import parse_recipe
-from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.recipes.schema import BaseRecipe, ModelSection
 
 KEY = "crossformerpp"  # under which a checkpoint tells what it is
 
@@ -137,35 +136,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return checkpoints.from_released(state) if is_released else state
 
 
-def load_weights(
-    model: nn.Module, weights: dict[str, Tensor], source: Path, *, may_differ: tuple[str, ...] = ()
-) -> list[str]:
-    """Load weights into a model, all of them or none; smaller tables of an offline interpolated RPB are enlarged.
-
-    Args:
-        may_differ: Prefixes of keys that stay as they are where they are missing or of another shape.
-
-    Returns:
-        The keys of the model that were not loaded.
-
-    Raises:
-        ValueError: Other keys differ; says which, and how.
-    """
-    own = model.state_dict()
-    weights = enlarge_tables(model, weights)
-    problems = []
-    fresh = []
-    for key, value in own.items():
-        if key in weights and weights[key].shape == value.shape:
-            continue
-        if key.startswith(may_differ):
-            fresh.append(key)
-        else:
-            found = tuple(weights[key].shape) if key in weights else "missing"
-            problems.append(f"{key} {found} instead of {tuple(value.shape)}")
-    problems += [f"{key} unknown" for key in weights if key not in own and not key.startswith(may_differ)]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"{source}: weights of another model, {len(problems)} keys differ: {shown}")
-    model.load_state_dict({k: v for k, v in weights.items() if k in own and k not in fresh}, strict=False)
-    return fresh
+def trained_section(path: Path) -> ModelSection | None:
+    """The model section that a checkpoint's weights were trained with; None where the file does not tell."""
+    try:
+        return open_saved(path).recipe.model
+    except ValueError:  # a backbone alone, or a file of the authors
+        return None

@@ -23,8 +23,9 @@ from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imag
 from crossformerpp.recipes.classification import AugmentSection, ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model, head_prefixes
+from crossformerpp.tasks.loading import load_weights, start
 from crossformerpp.tasks.plug import Predictor
-from crossformerpp.tasks.saved import SavedRun, load_weights, read_weights
+from crossformerpp.tasks.saved import SavedRun, read_weights
 
 if TYPE_CHECKING:
     from crossformerpp.tasks.module import TaskModule
@@ -58,10 +59,13 @@ class Classification:
 
         assert isinstance(recipe, ClassificationRecipe)
         model = create_model(recipe.model, num_classes=len(class_names))
-        if recipe.model.checkpoint is not None:
-            weights = read_weights(recipe.model.checkpoint)
-            load_weights(model, weights, recipe.model.checkpoint, may_differ=head_prefixes(model))
-        return ClassificationModule(model, recipe, class_names)
+        head = head_prefixes(model)
+        started_from = start(
+            recipe.model, lambda path: load_weights(model, read_weights(path), path, may_differ=head)
+        )
+        module = ClassificationModule(model, recipe, class_names)
+        module.started_from = started_from
+        return module
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
         from crossformerpp.tasks.classification.predictor import ClassificationPredictor

@@ -2,40 +2,24 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from crossformerpp.analysis.annotate import label_image
+from crossformerpp.analysis.predictions import ClassPrediction
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.saved import SavedRun, load_weights
-
-
-@dataclass(frozen=True)
-class ClassPrediction:
-    """The most likely classes, best first, with their probabilities."""
-
-    top: list[tuple[str, float]]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        return [(name, f"{share:.1%}") for name, share in self.top]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"top": [{"class": name, "probability": share} for name, share in self.top]}
-
-    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
-        return {"": label_image(image, self.top)}
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun
 
 
 class ClassificationPredictor:
     """A trained classifier, ready for images."""
 
-    columns: Sequence[str] = ("class", "probability")
+    columns: Sequence[str] = ClassPrediction.columns
 
     def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu", **_: Any) -> None:
         """

@@ -1,6 +1,5 @@
 """Object detection and instance segmentation: the socket of `tasks.plug`. Only `module` needs the trainer."""
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +9,7 @@ from crossformerpp.data.scenes import default_folder, write_digit_scenes
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.loading import start
 from crossformerpp.tasks.plug import Predictor
 from crossformerpp.tasks.saved import SavedRun
 
@@ -39,15 +39,10 @@ class Detection:
 
         assert isinstance(recipe, DetectionRecipe)
         model = build_detector(recipe.model, recipe.detector, recipe.data, len(class_names))
-        if recipe.model.checkpoint is not None:
-            fresh = start_from(model, recipe.model.checkpoint)
-            if fresh:
-                warnings.warn(
-                    f"{recipe.model.checkpoint} knows other classes than the {len(class_names)} here: "
-                    f"{len(fresh)} tensors of its classifiers are left out",
-                    stacklevel=2,
-                )
-        return DetectionModule(model, recipe, class_names)
+        started_from = start(recipe.model, lambda path: start_from(model, path))
+        module = DetectionModule(model, recipe, class_names)
+        module.started_from = started_from
+        return module
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
         from crossformerpp.tasks.detection.predictor import DetectionPredictor

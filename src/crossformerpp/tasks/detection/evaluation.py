@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from crossformerpp.analysis.objects import DrawnObject, contact_sheet, draw_objects
+from crossformerpp.analysis.objects import contact_sheet, draw_objects, drawn_objects
 from crossformerpp.data.detection import EvalImages, open_image
-from crossformerpp.data.masks import decode, encode_mask
+from crossformerpp.data.masks import encode_mask
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import write_json
 
@@ -195,24 +195,6 @@ class DetectionEvaluation:
         ]
         contact_sheet(pictures).save(written[2])
         return written
-
-
-def drawn_objects(
-    found: Sequence[dict[str, Any]], class_names: Sequence[str], least: float = 0.5
-) -> list[DrawnObject]:
-    """What to draw of an image's detections: those of a score of at least `least`, worst first."""
-    return [
-        DrawnObject(
-            (x, y, x + width, y + height),
-            class_names[thing["label"]],
-            thing["label"],
-            thing["score"],
-            decode(thing["segmentation"]) if "segmentation" in thing else None,
-        )
-        for thing in reversed(found)
-        for x, y, width, height in (thing["bbox"],)
-        if thing["score"] >= least
-    ]
 
 
 def _mean(precision: np.ndarray) -> float:

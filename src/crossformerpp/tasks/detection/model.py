@@ -27,8 +27,9 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from crossformerpp.recipes.detection import DetectionData, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
-from crossformerpp.tasks.saved import load_weights, read_weights
+from crossformerpp.tasks.saved import read_weights
 
 _RATIOS = ((0.5, 1.0, 2.0),) * 5
 _ANCHORS = 9  # of RetinaNet: three sizes by three ratios
@@ -173,19 +174,17 @@ def build_detector(
     return kind(backbone, section, view, num_classes)
 
 
-def start_from(detector: Detector, path: Path) -> list[str]:
+def start_from(detector: Detector, path: Path) -> LoadReport:
     """Start from a classifier or segmenter (the backbone only), or from a detector of the same kind.
 
-    Returns:
-        The keys that stay fresh because the checkpoint's detector knows another number of classes.
+    What depends on the number of classes stays fresh where the checkpoint's detector knows another one.
 
     Raises:
         ValueError: Unreadable, or of another network; nothing is loaded then.
     """
     weights = read_weights(path)
     if not any(key.startswith("backbone.fpn.") for key in weights):
-        detector.backbone.load_weights(weights, path)
-        return []
+        return detector.backbone.load_weights(weights, path)
     return load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
 
 

@@ -1,53 +1,24 @@
 """From one image to its objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 
-from crossformerpp.analysis.objects import draw_objects
+from crossformerpp.analysis.predictions import ObjectPrediction
 from crossformerpp.data.detection import to_tensor
 from crossformerpp.recipes.detection import DetectionRecipe
-from crossformerpp.tasks.detection.evaluation import describe, drawn_objects
+from crossformerpp.tasks.detection.evaluation import describe
 from crossformerpp.tasks.detection.model import build_detector
-from crossformerpp.tasks.saved import SavedRun, load_weights
-
-
-@dataclass(frozen=True)
-class ObjectPrediction:
-    """The objects of one image, best first, as `evaluation.describe` gives them."""
-
-    found: list[dict[str, Any]]
-    class_names: list[str]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        return [
-            (self.class_names[thing["label"]], f"{thing['score']:.1%}", *(f"{v:.0f}" for v in thing["bbox"]))
-            for thing in self.found
-        ] or [("nothing found", *[""] * 5)]
-
-    def to_json(self) -> dict[str, Any]:
-        """`objects`: class, bbox [x, y, width, height], score and, of Mask R-CNN, segmentation (RLE)."""
-        return {
-            "objects": [
-                {
-                    "class": self.class_names[thing["label"]],
-                    **{k: v for k, v in thing.items() if k != "label"},
-                }
-                for thing in self.found
-            ]
-        }
-
-    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
-        return {"": draw_objects(image, drawn_objects(self.found, self.class_names, least=0.0))}
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun
 
 
 class DetectionPredictor:
     """A trained detector, ready for images of any size."""
 
-    columns: Sequence[str] = ("class", "score", "x", "y", "width", "height")
+    columns: Sequence[str] = ObjectPrediction.columns
 
     def __init__(
         self, saved: SavedRun, min_score: float = 0.5, device: str | torch.device = "cpu", **_: Any

@@ -1,6 +1,5 @@
 """Semantic segmentation: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from crossformerpp.data import ade20k
@@ -11,6 +10,7 @@ from crossformerpp.data.segmentation import MaskedImages, is_ade20k, open_ade20k
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.recipes.segmentation import SegmentationData, SegmentationRecipe
+from crossformerpp.tasks.loading import start
 from crossformerpp.tasks.plug import Predictor
 from crossformerpp.tasks.saved import SavedRun
 from crossformerpp.tasks.segmentation.model import Segmenter
@@ -45,16 +45,10 @@ class Segmentation:
 
         assert isinstance(recipe, SegmentationRecipe)
         model = Segmenter(recipe.model, recipe.head, class_colors(recipe.data, class_names))
-        checkpoint = recipe.model.checkpoint
-        if checkpoint is not None:
-            fresh = model.start_from(checkpoint)
-            if fresh:
-                warnings.warn(
-                    f"{checkpoint} knows other classes than the {len(class_names)} here: "
-                    f"{len(fresh)} tensors of its classifiers are left out",
-                    stacklevel=2,
-                )
-        return SegmentationModule(model, recipe, class_names)
+        started_from = start(recipe.model, model.start_from)
+        module = SegmentationModule(model, recipe, class_names)
+        module.started_from = started_from
+        return module
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
         from crossformerpp.tasks.segmentation.predictor import SegmentationPredictor

@@ -16,7 +16,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 
-from crossformerpp.data.crops import scaled_size
+from crossformerpp.data.images import scaled_size
 from crossformerpp.recipes.segmentation import InferenceSection
 
 CELL = 4  # stride of the logits

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from crossformerpp.data.mask_files import Color
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
+from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
-from crossformerpp.tasks.saved import load_weights, read_weights
+from crossformerpp.tasks.saved import read_weights
 from crossformerpp.tasks.segmentation.heads import FCNHead, SemanticFPNHead, UPerNetHead, classifier
 
 _STRIDE_16 = 2  # position of the map that the auxiliary head looks at
@@ -63,19 +64,18 @@ class Segmenter(nn.Module):
         names: Any = getattr(self.backbone.model, "no_weight_decay", set)()
         return {f"backbone.getter.model.{name}" for name in names}
 
-    def start_from(self, path: Path) -> list[str]:
+    def start_from(self, path: Path) -> LoadReport:
         """Start from a classifier (the backbone only) or from a segmenter with the same head.
 
-        Returns:
-            The keys that stay fresh because the checkpoint's segmenter knows another number of classes.
+        What depends on the number of classes stays fresh where the checkpoint's segmenter knows another one.
 
         Raises:
             ValueError: Unreadable, or of another network; nothing is loaded then.
         """
         weights = read_weights(path)
         if not any(key.startswith("decoder.") for key in weights):
-            self.backbone.load_weights(weights, path)
-            return []
+            return self.backbone.load_weights(weights, path)
         weights["colors"] = self.colors
-        kept = {k: v for k, v in weights.items() if self.auxiliary or not k.startswith("auxiliary.")}
-        return load_weights(self, kept, path, may_differ=("classifier.1.", "auxiliary."))
+        unused = [k for k in weights if self.auxiliary is None and k.startswith("auxiliary.")]
+        kept = {k: v for k, v in weights.items() if k not in unused}
+        return load_weights(self, kept, path, may_differ=("classifier.1.", "auxiliary."), skipped=unused)

@@ -1,7 +1,6 @@
 """From one image of any size to a class per pixel."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from crossformerpp.analysis.overlay import add_legend, blend
+from crossformerpp.analysis.predictions import MaskPrediction
 from crossformerpp.data.crops import image_bytes
-from crossformerpp.data.mask_files import Color, index_picture
+from crossformerpp.data.mask_files import Color
 from crossformerpp.recipes.segmentation import SegmentationRecipe
-from crossformerpp.tasks.saved import SavedRun, load_weights
+from crossformerpp.tasks.loading import load_weights
+from crossformerpp.tasks.saved import SavedRun
 from crossformerpp.tasks.segmentation import class_colors
 from crossformerpp.tasks.segmentation.inference import Look
 from crossformerpp.tasks.segmentation.model import Segmenter
@@ -23,63 +23,10 @@ _MANY_WINDOWS = 8  # from which a bar shows how far it is
 _MAX_PROBABILITY_BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
-class MaskPrediction:
-    """What was found in an image of H × W pixels.
-
-    Attributes:
-        labels: H × W of int16.
-        confidence: (K,) mean probability of each class where it was found, 0 where it was not.
-        probabilities: Class name → H × W of 16 bits, 65535 = 1; of the classes asked for.
-    """
-
-    labels: np.ndarray
-    confidence: np.ndarray
-    probabilities: dict[str, np.ndarray]
-    class_names: list[str]
-    colors: list[Color]
-
-    def found(self) -> list[tuple[int, float]]:
-        """(label, share of the image) of the classes that were found, the largest first."""
-        shares = np.bincount(self.labels.ravel(), minlength=len(self.class_names)) / self.labels.size
-        order = np.argsort(-shares, kind="stable")
-        return [(int(label), float(shares[label])) for label in order if shares[label] > 0]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        return [
-            (self.class_names[label], f"{share:.1%}", f"{self.confidence[label]:.1%}")
-            for label, share in self.found()
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        classes = [
-            {
-                "class": self.class_names[label],
-                "label": label,
-                "share": share,
-                "probability": float(self.confidence[label]),
-            }
-            for label, share in self.found()
-        ]
-        height, width = self.labels.shape
-        return {"width": width, "height": height, "classes": classes}
-
-    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
-        """The overlay with a legend, the index mask, and 16-bit grey probabilities of classes asked for."""
-        entries = [(f"{self.class_names[n]} {share:.1%}", self.colors[n]) for n, share in self.found()]
-        pictures = {
-            "": add_legend(blend(image, self.labels, self.colors), entries),
-            "_mask": index_picture(self.labels, self.colors),
-        }
-        for name, values in self.probabilities.items():
-            pictures[f"_probability_{name.replace('/', '-')}"] = Image.fromarray(values)
-        return pictures
-
-
 class SegmentationPredictor:
     """A trained segmenter, ready for images."""
 
-    columns: Sequence[str] = ("class", "share", "probability")
+    columns: Sequence[str] = MaskPrediction.columns
 
     def __init__(
         self, saved: SavedRun, device: str | torch.device = "cpu", show_progress: bool = False, **_: Any

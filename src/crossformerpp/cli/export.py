@@ -1,0 +1,48 @@
+"""`crossformer export`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from crossformerpp.cli.output import say, show_json, show_table
+from crossformerpp.cli.train import AsJson, Overwrite
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, a converted file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; default: the run's name, here.")
+    ] = None,
+    form: Annotated[
+        Literal["onnx", "torch-export", "aoti"], typer.Option("--format", help="What runs the file.")
+    ] = "onnx",
+    features: Annotated[
+        bool, typer.Option("--features", help="The backbone's maps, without the head.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained model for ONNX Runtime, torch.export or AOTInductor; compare it with eager."""
+    from crossformerpp.export import export as write
+    from crossformerpp.export.formats import SUFFIXES
+
+    destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
+    report = write(checkpoint, destination, form, features=features, overwrite=overwrite)
+    rows = [("×".join(map(str, shape)), *found) for shape, found in report.differences.items()]
+    if as_json:
+        names = ("images", "difference", "share")
+        show_json(
+            {
+                "file": str(report.destination),
+                "task": report.task,
+                "outputs": list(report.outputs),
+                "compared": [dict(zip(names, row, strict=True)) for row in rows],
+            }
+        )
+        return
+    show_table(
+        ("images", "largest difference to eager", "of the largest output"),
+        [(shape, f"{difference:.1e}", f"{share:.1e}") for shape, difference, share in rows],
+    )
+    say(f"{report.destination}: {report.task}, {', '.join(report.outputs)}; batch, height and width are open")

@@ -1,0 +1,120 @@
+"""A trained model as one file for other programs: ONNX, torch.export or AOTInductor, checked against eager.
+
+The file's input is `images`, (B, 3, H, W) float32, normalised; batch, height and width stay open. What a
+program must know besides (task, class names, how to prepare an image) is JSON inside the file, see `networks`.
+`crossformerpp.exported` runs ONNX files without PyTorch.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossformerpp.export.formats import FORMATS
+from crossformerpp.export.networks import open_network
+from crossformerpp.tasks.saved import open_saved
+
+Format = Literal["onnx", "torch-export", "aoti"]
+Shape = tuple[int, int, int, int]
+
+_EXAMPLE: Shape = (2, 3, 320, 352)
+_OTHERS: tuple[Shape, ...] = ((1, 3, 384, 320), (3, 3, 333, 401), (2, 3, 352, 448))
+_TOLERANCE = 1e-3  # of the largest output; float32 kernels of different libraries differ by about 1e-6
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        task: What the file answers: "classification", "features", "detection" or "segmentation".
+        differences: Per shape of images that was tried, none of them the example's, the largest absolute
+            difference to eager, and the same as a share of eager's largest output.
+    """
+
+    destination: Path
+    task: str
+    outputs: tuple[str, ...]
+    differences: dict[Shape, tuple[float, float]]
+
+
+def export(
+    checkpoint: Path,
+    destination: Path,
+    form: Format = "onnx",
+    *,
+    features: bool = False,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a run, a checkpoint or a converted file in another form, and compare it with eager at three sizes.
+
+    Args:
+        features: Leave out the head: the outputs are the backbone's maps `c2` to `c5`.
+        overwrite: Replace an existing destination.
+
+    Raises:
+        ValueError: Such a model cannot be exported, a package is missing, the destination exists, or the
+            written model answers differently; nothing is left behind then.
+    """
+    write, run = FORMATS[form]
+    if destination.exists() and not overwrite:
+        raise ValueError(f"{destination} exists and is kept; name another file or say --overwrite")
+    if not destination.parent.is_dir():
+        raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
+    found = open_network(open_saved(checkpoint), features)
+    unfinished = destination.with_name(f".unfinished.{destination.name}")
+    try:
+        with _quiet(), torch.no_grad():
+            images = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
+            open_sizes = {
+                0: torch.export.Dim.DYNAMIC,
+                2: torch.export.Dim.DYNAMIC,
+                3: torch.export.Dim.DYNAMIC,
+            }
+            program = torch.export.export(found.network, (images,), dynamic_shapes=(open_sizes,))
+            write(program, unfinished, found)
+            differences = _compare(found.network, run(unfinished))
+        worst = max(share for _, share in differences.values())
+        if not worst <= _TOLERANCE:
+            raise ValueError(
+                f"the exported model differs from eager by {worst:.1e} of its largest output; nothing was written"
+            )
+        unfinished.replace(destination)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return ExportReport(destination, found.about["task"], found.outputs, differences)
+
+
+def _compare(
+    network: nn.Module, exported: Callable[[Tensor], list[Tensor]]
+) -> dict[Shape, tuple[float, float]]:
+    differences = {}
+    for shape in _OTHERS:
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        expected = network(images)
+        pairs = list(zip(exported(images), expected, strict=True))
+        difference = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+        largest = max(theirs.abs().max().item() for _, theirs in pairs)
+        differences[shape] = (difference, difference / largest)
+    return differences
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own progress."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,84 @@
+"""How each form of file is written, and run again to be compared."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from crossformerpp.export.networks import Network
+from crossformerpp.exported.files import KEY, open_session
+
+Write = Callable[[ExportedProgram, Path, Network], None]
+Run = Callable[[Path], Callable[[Tensor], list[Tensor]]]
+
+
+def _write_onnx(program: ExportedProgram, path: Path, network: Network) -> None:
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise ValueError("export to ONNX needs onnxscript: pip install 'crossformerpp[export]'") from None
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=list(network.outputs),
+    )
+    assert exported is not None
+    exported.model.metadata_props[KEY] = json.dumps(network.about)
+    for place, name in ((0, "batch"), (2, "height"), (3, "width")):
+        _rename(exported.model.graph, place, name)
+    exported.save(path)
+
+
+def _rename(graph: Any, place: int, name: str) -> None:
+    """Give a symbolic size of the input a name that people can read, wherever it occurs by itself."""
+    old = str(graph.inputs[0].shape[place])
+    for value in (*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)):
+        if value.shape is not None and not value.shape.frozen:
+            for number, size in enumerate(value.shape):
+                if str(size) == old:
+                    value.shape[number] = name
+
+
+def _run_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    session = open_session(path)
+    return lambda images: [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]
+
+
+def _write_program(program: ExportedProgram, path: Path, network: Network) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={KEY: json.dumps(network.about)})
+
+
+def _run_program(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+    return lambda images: list(module(images))
+
+
+def _write_package(program: ExportedProgram, path: Path, network: Network) -> None:
+    metadata = {KEY: json.dumps(network.about)}
+    try:
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"AOTInductor cannot build here, it needs a C++ compiler: {error}") from None
+
+
+def _run_package(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    loaded = torch._inductor.aoti_load_package(str(path))
+    return lambda images: list(loaded(images))
+
+
+FORMATS: dict[str, tuple[Write, Run]] = {
+    "onnx": (_write_onnx, _run_onnx),
+    "torch-export": (_write_program, _run_program),
+    "aoti": (_write_package, _run_package),
+}
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "aoti": ".aoti.pt2"}

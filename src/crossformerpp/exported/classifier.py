@@ -1,0 +1,37 @@
+"""A classifier exported to ONNX: an image to its most likely classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crossformerpp.analysis.predictions import ClassPrediction
+from crossformerpp.exported.files import OnnxNetwork
+
+
+class OnnxClassifier:
+    """Prepares an image as timm's evaluation transform does: short side, then the centre."""
+
+    columns: Sequence[str] = ClassPrediction.columns
+
+    def __init__(self, network: OnnxNetwork, top_k: int = 5, **_: Any) -> None:
+        self.network = network
+        self.class_names: list[str] = network.about["class_names"]
+        self.top_k = min(top_k, len(self.class_names))
+
+    def __call__(self, image: Image.Image) -> ClassPrediction:
+        (logits,) = self.network(self.prepare(image))
+        shares = np.exp(logits[0] - logits[0].max())
+        shares /= shares.sum()
+        best = np.argsort(-shares, kind="stable")[: self.top_k]
+        return ClassPrediction([(self.class_names[label], float(shares[label])) for label in best])
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised."""
+        view = self.network.about["view"]
+        short, (height, width) = view["short_side"], view["crop"]
+        sides = (short * side // min(image.size) for side in image.size)
+        image = image.resize((next(sides), next(sides)), Image.Resampling[view["interpolation"].upper()])
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return self.network.normalise(np.asarray(image.crop((left, top, left + width, top + height))))

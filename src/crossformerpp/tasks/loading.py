@@ -1,0 +1,180 @@
+"""Put weights into a model and say of each tensor what became of it: one table for every load."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from crossformerpp.layers.position import enlarge_tables
+from crossformerpp.models import VARIANTS
+from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.saved import trained_section
+
+Fate = Literal["loaded", "resized", "fresh", "skipped"]
+_MEANING: dict[Fate, str] = {
+    "loaded": "taken as they are",
+    "resized": "fitted to other input channels or larger groups",
+    "fresh": "not in the file, or of another shape there: as the model was made",
+    "skipped": "in the file, not used",
+}
+_COLOURS = 3  # channels of the weights that `adapt_input_conv` knows how to fit
+_NUM_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class LoadedTensor:
+    """One tensor's fate, with its shape in the model and in the file; None where it is not there."""
+
+    key: str
+    fate: Fate
+    here: tuple[int, ...] | None
+    found: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        if self.here == self.found or None in (self.here, self.found):
+            return f"{self.key} {self.here or self.found}"
+        return f"{self.key} {self.found} -> {self.here}"
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded, resized, left fresh and skipped.
+
+    Attributes:
+        notes: What else differs, although no weight depends on it: group sizes and intervals.
+    """
+
+    source: Path
+    tensors: tuple[LoadedTensor, ...]
+    notes: tuple[str, ...] = ()
+
+    def keys(self, fate: Fate) -> list[str]:
+        """The names of the tensors of that fate, in the model's order."""
+        return [tensor.key for tensor in self.tensors if tensor.fate == fate]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Fate, number of tensors, meaning and which; fates that did not occur are left out."""
+        rows: list[tuple[str, str, str]] = []
+        for fate, meaning in _MEANING.items():
+            tensors = [tensor for tensor in self.tensors if tensor.fate == fate]
+            if tensors:
+                named = "" if fate == "loaded" else ": " + _some([str(tensor) for tensor in tensors])
+                rows.append((fate, str(len(tensors)), meaning + named))
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the counts, and the keys of all but the loaded tensors."""
+        fates: dict[str, Any] = {fate: self.keys(fate) for fate in _MEANING}
+        return {
+            "source": str(self.source),
+            **fates,
+            "loaded": len(fates["loaded"]),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{fate:<8}{count:>5}  {what}" for fate, count, what in self.rows()]
+        return "\n".join([f"weights from {self.source}:", *lines, *self.notes])
+
+
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: Path,
+    *,
+    may_differ: tuple[str, ...] = (),
+    skipped: Iterable[str] = (),
+) -> LoadReport:
+    """Load weights into a model, all of them or none.
+
+    Convolutions that the model's configuration calls its first are fitted to other numbers of input channels,
+    as timm does, from those of colour images; smaller tables of an offline interpolated RPB are enlarged.
+
+    Args:
+        may_differ: Prefixes of keys that stay as they are where they are missing or of another shape.
+        skipped: Keys that the file had besides, for the report.
+
+    Raises:
+        ValueError: Other keys differ; says which, and how.
+    """
+    own = model.state_dict()
+    first, enlarged = _first_weights(model), enlarge_tables(model, weights)
+    state, tensors = {}, []
+    for key, value in own.items():
+        here, weight = tuple(value.shape), weights.get(key)
+        found = None if weight is None else tuple(weight.shape)
+        fate: Fate = "fresh"
+        if weight is not None and here == found:
+            fate, state[key] = "loaded", weight
+        elif weight is not None and enlarged[key].shape == value.shape:
+            fate, state[key] = "resized", enlarged[key]
+        elif weight is not None and key in first and weight.shape[1] == _COLOURS:
+            fitted = adapt_input_conv(here[1], weight)
+            if fitted.shape == value.shape:
+                fate, state[key] = "resized", fitted
+        tensors.append(LoadedTensor(key, fate, here, found))
+    unused = [
+        LoadedTensor(key, "skipped", None, tuple(weights[key].shape)) for key in weights if key not in own
+    ]
+    wrong = [
+        t for t in (*tensors, *unused) if t.fate in ("fresh", "skipped") and not t.key.startswith(may_differ)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{source}: weights of another model, {len(wrong)} keys differ: {_some([_problem(t) for t in wrong])}"
+        )
+    model.load_state_dict(state, strict=False)
+    left = [LoadedTensor(key, "skipped", None, None) for key in skipped]
+    return LoadReport(source, (*tensors, *unused, *left))
+
+
+def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadReport | None:
+    """Start from the checkpoint that a recipe's model section names, if it names one.
+
+    Args:
+        load: Loads a file as the task does.
+
+    Returns:
+        The report, with a note of each of G and I that is not what the weights were trained with.
+    """
+    if section.checkpoint is None:
+        return None
+    report = load(section.checkpoint)
+    trained = trained_section(section.checkpoint)
+    if trained is None:
+        return report
+    here, there = _grouping(section), _grouping(trained)
+    notes = [
+        f"{name} {here[name]} here, trained with {there[name]}: no weight depends on it"
+        for name in here
+        if here[name] != there[name]
+    ]
+    return replace(report, notes=tuple(notes))
+
+
+def _grouping(section: ModelSection) -> dict[str, Any]:
+    options = {**VARIANTS.get(section.name, {}), **section.options}
+    return {name: _as_lists(options.get(name)) for name in ("group_sizes", "intervals")}
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _first_weights(model: nn.Module) -> set[str]:
+    names: Any = getattr(model, "pretrained_cfg", {}).get("first_conv") or ()
+    return {f"{name}.weight" for name in ((names,) if isinstance(names, str) else names)}
+
+
+def _problem(tensor: LoadedTensor) -> str:
+    if tensor.here is None:
+        return f"{tensor.key} unknown"
+    return f"{tensor.key} {tensor.found or 'missing'} instead of {tensor.here}"
+
+
+def _some(texts: list[str]) -> str:
+    more = f"; and {len(texts) - _NUM_SHOWN} more" if len(texts) > _NUM_SHOWN else ""
+    return "; ".join(texts[:_NUM_SHOWN]) + more

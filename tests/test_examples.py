@@ -1,0 +1,59 @@
+"""Every example runs, offline, on small inputs, and does what its first line says."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = {"embed_dim": 32, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def main_of(name: str) -> Callable[..., Any]:
+    torch.manual_seed(0)
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+
+
+def test_torchvision_detection() -> None:
+    losses = main_of("torchvision_detection")(size=96, **TINY)
+    assert losses["RetinaNet"].keys() == {"classification", "bbox_regression"}
+    assert "loss_mask" in losses["Mask R-CNN"]
+    assert all(value == value for found in losses.values() for value in found.values())
+
+
+def test_smp_segmentation() -> None:
+    shapes = main_of("smp_segmentation")(size=64)
+    assert shapes == dict.fromkeys(("Unet", "FPN", "UPerNet", "Segformer"), (2, 4, 64, 64))
+
+
+def test_transformers_dense() -> None:
+    shapes = main_of("transformers_dense")(size=64)
+    assert shapes == {"UperNet": (2, 5, 64, 96), "DETR": (2, 10, 4)}
+
+
+def test_transformers_classification() -> None:
+    first, second = main_of("transformers_classification")(size=64, **TINY)
+    assert first.shape == (1, 3)
+    assert torch.equal(first, second)
+
+
+def test_gradcam(tmp_path: Path) -> None:
+    heat = main_of("gradcam")(out=str(tmp_path / "heat.png"), **TINY)
+    assert heat.shape == (224, 224)
+    assert heat.max() > 0
+    assert (tmp_path / "heat.png").is_file()
+
+
+def test_knn() -> None:
+    """Even features that have learnt nothing tell digits apart far better than chance."""
+    options = {**TINY, "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
+    assert main_of("knn")(images=400, **options) > 0.3
+
+
+def test_every_example_is_tested() -> None:
+    assert {f"test_{path.stem}" for path in EXAMPLES.glob("*.py")} <= set(globals())
