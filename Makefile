@@ -16,10 +16,11 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(BIN)/.installed  ## train, evaluate and predict on real handwritten digits (about three minutes)
+demo: $(BIN)/.installed  ## train, evaluate and predict on real handwritten digits, and write a page about it
 	$(BIN)/crossformer train digits --out runs/demo --overwrite
 	$(BIN)/crossformer eval runs/demo
 	$(BIN)/crossformer predict runs/demo runs/demo/samples/*.png --out runs/demo/predicted --overwrite
+	$(BIN)/crossformer demo runs/demo
 
 test: $(BIN)/.installed  ## run every test
 	$(BIN)/python -m pytest

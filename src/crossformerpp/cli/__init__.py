@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import analyze, bench, data, models, predict, train
+from crossformerpp.cli import analyze, bench, data, demo, models, predict, train
 
 app = typer.Typer(
     name="crossformer",
@@ -24,6 +24,7 @@ app.command()(predict.predict)
 app.command()(models.models)
 app.command()(models.convert)
 app.command()(bench.bench)
+app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(analyze.app, name="analyze")
 
@@ -35,6 +36,7 @@ TRAIN_EXTRA = (
     "tensorboard",
     "matplotlib",
     "sklearn",
+    "jinja2",
 )
 
 
