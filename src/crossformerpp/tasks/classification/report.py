@@ -90,7 +90,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def describe_run(path: Path, seconds: float = 3.0) -> Report:
+def describe_run(path: Path, seconds: float = 2.0) -> Report:
     """Gather the report of a finished run.
 
     Args:
