@@ -27,8 +27,8 @@ def test_a_small_map_is_one_group() -> None:
 def test_groups_are_drawn_token_by_token_and_counted() -> None:
     sda, lda = layer_pictures.groups([(11, 9)], group_size=4, interval=2).axes
     assert sum(isinstance(patch, Rectangle) for patch in lda.patches) == len(lda.texts) == 99
-    assert "9 groups of 4×4, 4×1, 3×4, 3×1" in sda.get_title()
-    assert "12 groups of 4×4" in lda.get_title()
+    assert "9 groups of\n4×4, 4×1, 3×4, 3×1" in sda.get_title()
+    assert "12 groups of\n4×4, " in lda.get_title()
 
 
 def test_an_embedding_shows_each_kernel_around_one_centre() -> None:

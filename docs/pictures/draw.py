@@ -33,7 +33,7 @@ def main() -> None:
     for name, figure in pictures.items():
         path = HERE / f"{name}.png"
         drawn = BytesIO()
-        figure.savefig(drawn, dpi=90)
+        figure.savefig(drawn, dpi=120)
         Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True)
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 

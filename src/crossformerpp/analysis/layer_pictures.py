@@ -92,7 +92,7 @@ def groups(
     Args:
         image: Laid under the maps.
     """
-    figure = Figure(figsize=(4.6 * 2 * len(maps), 5.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * 2 * len(maps), 4), layout="constrained")
     panels = figure.subplots(1, 2 * len(maps), squeeze=False)[0]
     settings = [(size, own) for size in maps for own in (1, interval)]
     for axes, ((height, width), own) in zip(panels, settings, strict=True):
