@@ -101,9 +101,8 @@ def groups(
         sides = sorted({_sides(numbers == number) for number in range(numbers.max() + 1)}, reverse=True)
         kinds = ", ".join(f"{h}×{w}" for h, w in sides)
         name = "SDA" if own == 1 else f"LDA, I = {own}"
-        axes.set_title(
-            f"{name}, G = {group_size}, map {height}×{width}\n{numbers.max() + 1} groups of {kinds}"
-        )
+        title = f"{name}, G = {group_size}, map {height}×{width}: {numbers.max() + 1} groups of\n{kinds}"
+        axes.set_title(title, fontsize=9)
     return figure
 
 
