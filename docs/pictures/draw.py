@@ -15,6 +15,7 @@ from torch import nn
 
 from crossformerpp import VARIANTS, CrossFormer
 from crossformerpp.analysis import layer_pictures
+from crossformerpp.analysis.amplitude import block_amplitudes
 from crossformerpp.layers import DynamicPositionBias
 
 HERE = Path(__file__).parent
@@ -49,16 +50,12 @@ def bias_tables() -> dict[str, np.ndarray]:
 
 
 def amplitudes(cooling: int | None) -> list[float]:
-    """Standard deviation of the map after each block of CrossFormer++-S's stage 3, for noise of 112×112 pixels."""
+    """Mean |output| of each block of CrossFormer++-S's stage 3, for noise of 112×112 pixels."""
     torch.manual_seed(0)
     arguments: dict[str, Any] = {**VARIANTS["crossformerpp_small"], "cooling": cooling}
     model = scaled(CrossFormer(**arguments)).eval()
-    found: list[float] = []
-    for block in model.stages[2].blocks:
-        block.register_forward_hook(lambda module, inputs, output: found.append(output.std().item()))
-    with torch.no_grad():
-        model(torch.randn(1, 3, 112, 112))
-    return found
+    found = block_amplitudes(model, [torch.randn(1, 3, 112, 112)])
+    return [block.mean for block in found if block.stage == 3]
 
 
 def scaled(module: Any) -> Any:

@@ -169,7 +169,7 @@ def amplitudes(curves: Mapping[str, Sequence[float]], cooled: Sequence[int] = ()
         )
     for (label, values), color in zip(curves.items(), ("#c0392b", "#1f77b4"), strict=False):
         axes.plot(range(1, len(values) + 1), values, marker="o", markersize=4, label=label, color=color)
-    axes.set(xlabel="block", ylabel="standard deviation of the map", ylim=(0, None))
+    axes.set(xlabel="block", ylabel="mean |output|", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
