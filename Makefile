@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check format benchmark clean help
+.PHONY: demo test check format benchmark docs pictures clean help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -16,10 +16,11 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(BIN)/.installed  ## train, evaluate and predict on real handwritten digits (about three minutes)
+demo: $(BIN)/.installed  ## train, evaluate and predict on real handwritten digits, and write a page about it
 	$(BIN)/crossformer train digits --out runs/demo --overwrite
 	$(BIN)/crossformer eval runs/demo
 	$(BIN)/crossformer predict runs/demo runs/demo/samples/*.png --out runs/demo/predicted --overwrite
+	$(BIN)/crossformer demo runs/demo
 
 test: $(BIN)/.installed  ## run every test
 	$(BIN)/python -m pytest
@@ -36,6 +37,12 @@ format: $(BIN)/.installed  ## mend what `make check` says of format and imports
 
 benchmark: $(BIN)/.installed  ## the product against a literal implementation of the paper
 	$(BIN)/python -m benchmarks.literal_vs_product
+
+docs: $(BIN)/.installed  ## build the site in build/site; warnings are errors
+	$(BIN)/python -m mkdocs build --strict
+
+pictures: $(BIN)/.installed  ## draw the documentation's pictures of layers anew
+	$(BIN)/python docs/pictures/draw.py
 
 clean:  ## remove the environment and all caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -11,6 +11,11 @@ MAX_NAMED_CLASSES = 60  # beyond these, axis labels could not be read
 
 
 def learning_curve(rows: Sequence[Mapping[str, float]], metric: str, path: Path) -> None:
+    """Write `draw_learning_curve` as a picture."""
+    draw_learning_curve(rows, metric).savefig(path, dpi=100)
+
+
+def draw_learning_curve(rows: Sequence[Mapping[str, float]], metric: str) -> Figure:
     """Loss (train, val), the metric that chooses the best checkpoint, and the learning rate, over epochs.
 
     Args:
@@ -32,11 +37,11 @@ def learning_curve(rows: Sequence[Mapping[str, float]], metric: str, path: Path)
                 axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
-    loss_axes.legend()
+    loss_axes.legend(framealpha=0)
     best = max((row[f"val_{metric}"] for row in rows if f"val_{metric}" in row), default=None)
     if best is not None:
         metric_axes.set_title(f"{metric} (best {best:.4f})")
-    figure.savefig(path, dpi=100)
+    return figure
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import analyze, bench, data, export, models, predict, share, train
+from crossformerpp.cli import analyze, bench, data, demo, export, models, predict, share, train
 
 app = typer.Typer(
     name="crossformer",
@@ -26,6 +26,7 @@ app.command()(share.share)
 app.command()(models.models)
 app.command()(models.convert)
 app.command()(bench.bench)
+app.command()(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(analyze.app, name="analyze")
 
@@ -37,6 +38,7 @@ TRAIN_EXTRA = (
     "tensorboard",
     "matplotlib",
     "sklearn",
+    "jinja2",
 )
 
 

@@ -1,0 +1,151 @@
+"""One HTML page that tells a run: pictures inside, no script, nothing fetched, light and dark."""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+MAX_MATRIX_CLASSES = 20  # a wider confusion matrix does not fit a page
+_THUMBNAIL = 160  # pixels of an image's longer side
+_COLORED = (
+    "text.color",
+    "axes.labelcolor",
+    "axes.edgecolor",
+    "axes.titlecolor",
+    "xtick.color",
+    "ytick.color",
+    "grid.color",
+)
+_INK = {"light": "#1d2733", "dark": "#e4eaf0"}  # as in report.html
+
+
+def _is_figure(text: str) -> bool:
+    return text.rstrip(" %ms").replace(",", "").replace(".", "", 1).isdigit()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image with what was predicted.
+
+    Attributes:
+        truth: The true class where the prediction is wrong, otherwise None.
+        top: The most likely classes, best first, with their probabilities.
+    """
+
+    image: Image.Image
+    name: str
+    truth: str | None
+    top: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; columns of figures are set to the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def is_figure(self, column: int) -> bool:
+        return any(map(_is_figure, (row[column] for row in self.rows)))
+
+
+@dataclass(frozen=True)
+class DrawnFigure:
+    """A diagram under a title; it is drawn twice, in light and in dark colours."""
+
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page tells.
+
+    Attributes:
+        headline: (figure, what it is) of the tiles on top.
+        mistakes: Some of the wrong predictions, `right` of the right ones.
+        confusion: (K, K) counts by true and predicted class.
+        next_steps: (what for, command).
+        about: (what, how it was) of the run's beginning.
+        recipe: The YAML page.
+    """
+
+    title: str
+    subtitle: str
+    headline: list[tuple[str, str]]
+    num_mistakes: int
+    num_samples: int
+    mistakes: list[Shown]
+    right: list[Shown]
+    figures: list[DrawnFigure]
+    class_names: list[str]
+    confusion: np.ndarray
+    classes: Table
+    model: Table
+    speed: Table
+    machine: str
+    next_steps: list[tuple[str, str]]
+    about: list[tuple[str, str]]
+    recipe: str
+
+
+def to_html(report: Report) -> str:
+    """The page: one file that needs no other."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"image_uri": image_uri, "in_both_colours": in_both_colours}
+    template = environment.from_string(
+        (files("crossformerpp.analysis") / "report.html").read_text(encoding="utf-8")
+    )
+    return template.render(report=report, matrix=_matrix(report))
+
+
+def _matrix(report: Report) -> list[list[dict[str, Any]]]:
+    """Cells of the confusion matrix: count, and the share of the row in percent; none if there are too many."""
+    if len(report.class_names) > MAX_MATRIX_CLASSES:
+        return []
+    shares = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
+    return [
+        [{"count": int(count), "percent": 100 * share} for count, share in zip(*rows, strict=True)]
+        for rows in zip(report.confusion, shares, strict=True)
+    ]
+
+
+def image_uri(image: Image.Image) -> str:
+    """A small version of an image as a data URI."""
+    small = ImageOps.contain(image, (_THUMBNAIL, _THUMBNAIL)) if max(image.size) > _THUMBNAIL else image
+    kind = "png" if max(small.size) <= 64 else "jpeg"
+    content = BytesIO()
+    small.save(content, kind)
+    return _uri(f"image/{kind}", content.getvalue())
+
+
+def in_both_colours(figure: DrawnFigure) -> Markup:
+    """The figure in light and in dark colours, of which the browser shows the one that suits."""
+    light, dark = (_uri("image/svg+xml", _svg(figure.draw, ink)) for ink in (_INK["light"], _INK["dark"]))
+    return Markup(
+        '<picture><source srcset="{}" media="(prefers-color-scheme: dark)"><img src="{}" alt="{}"></picture>'
+    ).format(dark, light, figure.title)
+
+
+def _svg(draw: Callable[[], Figure], ink: str) -> bytes:
+    settings: dict[Any, Any] = dict.fromkeys(_COLORED, ink)
+    with matplotlib.rc_context({**settings, "svg.hashsalt": "report"}):  # the same names of parts every time
+        content = BytesIO()
+        draw().savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    return content.getvalue()
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

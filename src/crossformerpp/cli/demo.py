@@ -1,0 +1,41 @@
+"""`crossformer demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from crossformerpp.cli.output import say
+from crossformerpp.cli.train import Overwrite, train
+
+NEW_RUN = Path("runs/demo")
+
+
+def demo(
+    run: Annotated[
+        Path | None, typer.Argument(help="A classifier's run; default: train the digits in runs/demo first.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write; default: RUN/report.html.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a run as one HTML page: predictions, curves, confusion, model, speed. Needs no network."""
+    page = out or (run or NEW_RUN) / "report.html"
+    if page.exists() and not overwrite:
+        raise ValueError(f"{page} exists; choose another --out, or say --overwrite")
+    if run is None:
+        if NEW_RUN.exists() and not overwrite:
+            raise ValueError(
+                f"{NEW_RUN} exists: `crossformer demo {NEW_RUN}` tells of it, --overwrite trains anew"
+            )
+        train("digits", out=NEW_RUN, overwrite=overwrite)
+        run = NEW_RUN
+
+    from crossformerpp.analysis.report import to_html
+    from crossformerpp.data.writing import replacing
+    from crossformerpp.tasks.classification.report import describe_run
+
+    content = to_html(describe_run(run)).encode()
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(page) as file:
+        file.write(content)
+    say(f"open {page} in a browser: one file of {len(content) / 1e6:.1f} MB that needs no other")
