@@ -84,7 +84,7 @@ def bench(
             name: count_complexity(model.to("meta"), (3, setting.height, setting.width)).macs
             for name, model in ((name, build(name, options)) for name in names)
         }
-        calls = {name: _call(model, setting) for name, model in models.items()}
+        calls = {name: timed_call(model, setting) for name, model in models.items()}
         timings = time_in_turn(calls, seconds, device=setting.device)
         for name, timing in timings.items():
             rate = setting.batch_size / timing.median
@@ -129,7 +129,8 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     return timm.create_model(name, **(options or {}) if name in VARIANTS else {})
 
 
-def _call(model: nn.Module, setting: Setting) -> Callable[[], Any]:
+def timed_call(model: nn.Module, setting: Setting) -> Callable[[], Any]:
+    """What is timed under a setting, on random images; the model is moved to its device."""
     dtype = DTYPES[setting.dtype]
     x = torch.randn(setting.batch_size, 3, setting.height, setting.width, device=setting.device)
     model = model.to(setting.device)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from crossformerpp.cli import analyze, bench, data, demo, export, models, predict, share, train
+from crossformerpp.cli import analyze, bench, data, demo, export, models, predict, share, tables, train
 
 app = typer.Typer(
     name="crossformer",
@@ -27,6 +27,7 @@ app.command()(models.models)
 app.command()(models.convert)
 app.command()(bench.bench)
 app.command()(demo.demo)
+app.command()(tables.tables)
 app.add_typer(data.app, name="data")
 app.add_typer(analyze.app, name="analyze")
 

@@ -94,9 +94,11 @@ class ModelRow:
         return asdict(self)
 
 
-def model_rows() -> Iterator[ModelRow]:
-    """Our counts beside the paper's, row by row in the paper's order; each takes about a second."""
+def model_rows(detector: str | None = None) -> Iterator[ModelRow]:
+    """Our counts beside the paper's, of one detector or both, in the paper's order; each row takes about a second."""
     for row in PAPER:
+        if detector not in (None, row.detector):
+            continue
         params, macs = count(build_meta(row))
         yield ModelRow(
             row.name,

@@ -1,0 +1,154 @@
+"""The paper's tables: its rows, what our models count and how fast they are here, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from typing import Any
+
+import timm
+import torch
+import yaml
+from torch import nn
+
+from crossformerpp.analysis.benchmark import Setting, timed_call
+from crossformerpp.analysis.complexity import count_complexity
+from crossformerpp.analysis.throughput import time_in_turn
+from crossformerpp.models import VARIANTS
+
+CLASSIFICATION_TABLES = ("II", "VI", "VII", "VIII", "IX", "X", "XI")
+MEASURED_TABLES = CLASSIFICATION_TABLES[:-1]  # whose rows are classifiers
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One row of a table; None where nothing was counted, printed or measured.
+
+    Attributes:
+        model: timm name of what was built.
+        options: Of `timm.create_model`.
+        size: Height and width of the images.
+        params, macs: As counted here.
+        paper_params, paper_macs: As printed, times 10⁶ and 10⁹.
+        figures: The paper's accuracy and the like, in percent, by name.
+        paper_throughput: The paper's images/s by batch size, on its GPU.
+        throughput: Images/s by batch size, as measured here.
+        note: An erratum or assumption.
+    """
+
+    table: str
+    name: str
+    model: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    size: tuple[int, int] = (224, 224)
+    params: int | None = None
+    macs: int | None = None
+    paper_params: float | None = None
+    paper_macs: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    paper_throughput: dict[int, float] = field(default_factory=dict)
+    throughput: dict[int, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a CrossFormer or CrossFormer++."""
+        return self.model in VARIANTS
+
+    def build(self) -> nn.Module:
+        """The model of this row, on the default device."""
+        assert self.model is not None
+        return timm.create_model(self.model, **self.options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def classification_title(table: str) -> str:
+    """What a table of `CLASSIFICATION_TABLES` is about."""
+    return _pages()[table]["title"]
+
+
+def classification_rows(table: str) -> Iterator[TableRow]:
+    """The rows of a table of `CLASSIFICATION_TABLES`, counted on the meta device; each takes about half a second."""
+    for row in paper_rows(table):
+        if row.model is None:
+            yield row
+            continue
+        with torch.device("meta"):
+            model: Any = row.build()
+            if row.table not in MEASURED_TABLES:
+                model.reset_classifier(0)
+        cost = count_complexity(model, (3, *row.size))
+        yield replace(row, params=cost.params, macs=cost.macs)
+
+
+def paper_rows(table: str) -> list[TableRow]:
+    """The rows as the paper prints them, nothing counted."""
+    return [_row(table, **row) for row in _pages()[table]["rows"]]
+
+
+def _row(
+    table: str,
+    name: str,
+    model: str | None = None,
+    options: dict[str, Any] | None = None,
+    size: int | Sequence[int] = 224,
+    params: float | None = None,
+    gflops: float | None = None,
+    accuracy: float | None = None,
+    figures: dict[str, float] | None = None,
+    throughput: Sequence[float] = (),
+    note: str = "",
+) -> TableRow:
+    height, width = (size, size) if isinstance(size, int) else size
+    return TableRow(
+        table,
+        name,
+        model,
+        options or {},
+        (height, width),
+        paper_params=None if params is None else params * 1e6,
+        paper_macs=None if gflops is None else gflops * 1e9,
+        figures=figures or {"accuracy": accuracy},  # type: ignore[dict-item]  # a row has one of the two
+        paper_throughput=dict(zip((64, 1), throughput, strict=False)),
+        note=note,
+    )
+
+
+def _pages() -> dict[str, Any]:
+    page = files("crossformerpp.analysis").joinpath("paper_tables.yaml")
+    return yaml.safe_load(page.read_text(encoding="utf-8"))
+
+
+def measure(
+    rows: Sequence[TableRow], batch_sizes: Sequence[int], device: str = "cpu", seconds: float = 60.0
+) -> list[TableRow]:
+    """The rows with their models' images/s here, in float32, all models of a batch size timed in turn.
+
+    A batch that does not fit a GPU's memory is left out.
+
+    Args:
+        seconds: About how long to time each batch size; every model gets at least five runs.
+    """
+    models = {i: row.build() for i, row in enumerate(rows) if row.model is not None}
+    found: list[dict[int, float]] = [{} for _ in rows]
+    for batch_size in batch_sizes:
+        calls: dict[str, Callable[[], Any]] = {}
+        for i, model in models.items():
+            call = timed_call(model, Setting(batch_size, *rows[i].size, device=device))
+            if _fits(call):
+                calls[str(i)] = call
+        for key, timing in time_in_turn(calls, seconds, device=device).items():
+            found[int(key)][batch_size] = batch_size / timing.median
+    return [replace(row, throughput=rates) for row, rates in zip(rows, found, strict=True)]
+
+
+def _fits(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        return False
+    return True
