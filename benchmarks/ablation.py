@@ -96,7 +96,7 @@ def markdown(lines: list[dict[str, Any]]) -> str:
             continue
         cells = [_spread([100 * float(line["top1"]) for line in own], ".2f")]
         cells += [_spread([float(line["loss"]) for line in own], ".3f")]
-        cells += [_spread([float(line[key]) for line in own], ".3g") for key in COLUMNS[4:6]]
+        cells += [_spread([float(line[key]) for line in own], ".2f") for key in COLUMNS[4:6]]
         text += f"| {title} | {len(own)} | {' | '.join(cells)} |\n"
     return text
 

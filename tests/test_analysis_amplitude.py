@@ -58,6 +58,15 @@ def test_amplitudes_are_those_of_the_outputs_over_all_batches():
         assert amplitude.mean == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
+def test_cooling_by_a_hook_does_not_hide_the_amplitude():
+    torch.manual_seed(0)
+    model = timm.create_model("crossformerpp_small", **TINY).eval()
+    images = torch.randn(1, 3, 64, 64)
+    before = block_amplitudes(model, [images])[-1]
+    model.stages[3].blocks[0].register_forward_hook(lambda module, inputs, output: output / 100)
+    assert block_amplitudes(model, [images])[-1] == before
+
+
 def test_no_hook_stays_behind_even_after_an_error():
     model = timm.create_model("crossformerpp_small", **TINY).eval()
     with pytest.raises(ValueError, match="at least 32"):

@@ -36,5 +36,5 @@ def test_the_table_has_means_and_spreads_and_says_what_was_not_run():
     table = markdown(lines).splitlines()
     assert len(table) == 2 + len(ROWS)
     (row,) = [line for line in table if line.startswith("| no ACL |")]
-    assert row.startswith("| no ACL | 3 | 92.00 ± 2.00 | 0.500 ± 0.000 | 8 ± 0 |")
+    assert row.startswith("| no ACL | 3 | 92.00 ± 2.00 | 0.500 ± 0.000 | 8.00 ± 0.00 |")
     assert sum("not run" in line for line in table) == len(ROWS) - 1

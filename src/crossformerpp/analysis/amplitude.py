@@ -92,7 +92,8 @@ def block_amplitudes(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockA
     statistics = [_Statistics() for _ in blocks]
     with ExitStack() as hooks, torch.inference_mode():
         for block, found in zip(blocks, statistics, strict=True):
-            hooks.callback(block.module.register_forward_hook(found).remove)
+            # a hook that cools a block's output comes later
+            hooks.callback(block.module.register_forward_hook(found, prepend=True).remove)
         for batch in batches:
             model(batch)
     return [
