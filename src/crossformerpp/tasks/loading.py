@@ -1,6 +1,6 @@
 """Put weights into a model and say of each tensor what became of it: one table for every load."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
