@@ -1,8 +1,8 @@
 """A trained model as one file for other programs: ONNX, torch.export or AOTInductor, checked against eager.
 
 The file's input is `images`, (B, 3, H, W) float32, normalised. The batch stays open, and except for classifiers
-height and width do. What a
-program must know besides (task, class names, how to prepare an image) is JSON inside the file, see `networks`.
+height and width do. What a program must know besides (task, class names, how to prepare an image) is JSON inside
+the file, see `networks`.
 `crossformerpp.exported` runs ONNX files without PyTorch.
 """
 
