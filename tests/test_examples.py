@@ -55,5 +55,19 @@ def test_knn() -> None:
     assert main_of("knn")(images=400, **options) > 0.3
 
 
+def test_the_page_shows_what_the_examples_do() -> None:
+    """Each line of code under the name of an example is one of the example's."""
+    page = (EXAMPLES.parent / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    shown = set()
+    for section in page.split("`examples/")[2:]:
+        name = section.partition("`")[0]
+        lines = {line.strip() for line in (EXAMPLES / name).read_text(encoding="utf-8").splitlines()}
+        code = section.partition("```python\n")[2].partition("```")[0]
+        assert code, name
+        assert {line.strip() for line in code.splitlines()} <= lines, name
+        shown.add(name)
+    assert shown == {path.name for path in EXAMPLES.glob("*.py")}
+
+
 def test_every_example_is_tested() -> None:
     assert {f"test_{path.stem}" for path in EXAMPLES.glob("*.py")} <= set(globals())

@@ -88,7 +88,7 @@ def classifier(folder: Path) -> tuple[Path, Path]:
 def test_file_tells_what_it_needs(classifier: tuple[Path, Path]) -> None:
     network = open_network(classifier[1])
     (images,) = network.session.get_inputs()
-    assert (images.name, images.shape) == ("images", ["batch", 3, "height", "width"])
+    assert (images.name, images.shape) == ("images", ["batch", 3, 64, 64])
     assert network.session.get_outputs()[0].shape == ["batch", 3]
     assert network.about["class_names"] == NAMES
     assert network.about["view"] == {"short_side": 75, "crop": [64, 64], "interpolation": "bicubic"}
@@ -141,6 +141,10 @@ def test_retinanet_agrees(folder: Path) -> None:
     checkpoint, file = save("detection", folder), folder / "detection.onnx"
     report = export(checkpoint, file)
     assert report.outputs == ("logits", "boxes")
+    assert report.short_sides == (65, 128)  # of 4·16 and 4·32: there the last stage's map is one group
+    assert open_network(file).session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    with pytest.raises(ValueError, match="--size 160"):
+        open_network(file)(np.zeros((1, 3, 160, 160), np.float32))
     for size in [(131, 90), (90, 200)]:
         image = photograph(*size)
         ours: Any = open_predictor(file, min_score=0.02)(image)
@@ -173,7 +177,7 @@ def test_features_as_a_torch_program(folder: Path) -> None:
     saved = open_saved(checkpoint)
     pyramid = Pyramid(saved.recipe.model).eval()
     pyramid.load_weights(saved.weights, checkpoint)
-    images = torch.randn(1, 3, 300, 420)
+    images = torch.randn(1, 3, 600, 420)
     for ours, theirs in zip(program(images), pyramid(images), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 

@@ -20,6 +20,9 @@ def export(
     features: Annotated[
         bool, typer.Option("--features", help="The backbone's maps, without the head.")
     ] = False,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Shorter side of images, about; default: the recipe's.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -28,7 +31,7 @@ def export(
     from crossformerpp.export.formats import SUFFIXES
 
     destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
-    report = write(checkpoint, destination, form, features=features, overwrite=overwrite)
+    report = write(checkpoint, destination, form, features=features, size=size, overwrite=overwrite)
     rows = [("×".join(map(str, shape)), *found) for shape, found in report.differences.items()]
     if as_json:
         names = ("images", "difference", "share")
@@ -37,6 +40,7 @@ def export(
                 "file": str(report.destination),
                 "task": report.task,
                 "outputs": list(report.outputs),
+                "short_sides": list(report.short_sides),
                 "compared": [dict(zip(names, row, strict=True)) for row in rows],
             }
         )
@@ -45,4 +49,7 @@ def export(
         ("images", "largest difference to eager", "of the largest output"),
         [(shape, f"{difference:.1e}", f"{share:.1e}") for shape, difference, share in rows],
     )
-    say(f"{report.destination}: {report.task}, {', '.join(report.outputs)}; batch, height and width are open")
+    least, most = report.short_sides
+    sides = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
+    outputs = ", ".join(report.outputs)
+    say(f"{report.destination}: {report.task} ({outputs}), for images with a shorter side of {sides} pixels")

@@ -1,13 +1,14 @@
 """A trained model as one file for other programs: ONNX, torch.export or AOTInductor, checked against eager.
 
-The file's input is `images`, (B, 3, H, W) float32, normalised; batch, height and width stay open. What a
-program must know besides (task, class names, how to prepare an image) is JSON inside the file, see `networks`.
+The file's input is `images`, (B, 3, H, W) float32, normalised. The batch stays open, and except for classifiers
+height and width do. What a program must know besides (task, class names, how to prepare an image) is JSON inside
+the file, see `networks`.
 `crossformerpp.exported` runs ONNX files without PyTorch.
 """
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from crossformerpp.export.formats import FORMATS
-from crossformerpp.export.networks import open_network
+from crossformerpp.export.networks import Network, open_network
 from crossformerpp.tasks.saved import open_saved
 
 Format = Literal["onnx", "torch-export", "aoti"]
 Shape = tuple[int, int, int, int]
 
-_EXAMPLE: Shape = (2, 3, 320, 352)
-_OTHERS: tuple[Shape, ...] = ((1, 3, 384, 320), (3, 3, 333, 401), (2, 3, 352, 448))
 _TOLERANCE = 1e-3  # of the largest output; float32 kernels of different libraries differ by about 1e-6
 
 
@@ -34,6 +33,7 @@ class ExportReport:
 
     Attributes:
         task: What the file answers: "classification", "features", "detection" or "segmentation".
+        short_sides: Least and greatest shorter side of an image that the file serves; None: any.
         differences: Per shape of images that was tried, none of them the example's, the largest absolute
             difference to eager, and the same as a share of eager's largest output.
     """
@@ -41,6 +41,7 @@ class ExportReport:
     destination: Path
     task: str
     outputs: tuple[str, ...]
+    short_sides: tuple[int, int | None]
     differences: dict[Shape, tuple[float, float]]
 
 
@@ -50,12 +51,14 @@ def export(
     form: Format = "onnx",
     *,
     features: bool = False,
+    size: int | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a run, a checkpoint or a converted file in another form, and compare it with eager at three sizes.
 
     Args:
         features: Leave out the head: the outputs are the backbone's maps `c2` to `c5`.
+        size: Shorter side of the images, about; default: the recipe's, or 512 for features.
         overwrite: Replace an existing destination.
 
     Raises:
@@ -67,19 +70,17 @@ def export(
         raise ValueError(f"{destination} exists and is kept; name another file or say --overwrite")
     if not destination.parent.is_dir():
         raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
-    found = open_network(open_saved(checkpoint), features)
+    found = open_network(open_saved(checkpoint), features, size)
+    found.about["short_sides"] = list(found.short_sides)
     unfinished = destination.with_name(f".unfinished.{destination.name}")
     try:
         with _quiet(), torch.no_grad():
-            images = torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0))
-            open_sizes = {
-                0: torch.export.Dim.DYNAMIC,
-                2: torch.export.Dim.DYNAMIC,
-                3: torch.export.Dim.DYNAMIC,
-            }
-            program = torch.export.export(found.network, (images,), dynamic_shapes=(open_sizes,))
+            example, *others = _shapes(found)
+            images = torch.randn(example, generator=torch.Generator().manual_seed(0))
+            sizes = dict.fromkeys((0, 2, 3) if found.is_open else (0,), torch.export.Dim.DYNAMIC)
+            program = torch.export.export(found.network, (images,), dynamic_shapes=(sizes,))
             write(program, unfinished, found)
-            differences = _compare(found.network, run(unfinished))
+            differences = _compare(found.network, run(unfinished), others)
         worst = max(share for _, share in differences.values())
         if not worst <= _TOLERANCE:
             raise ValueError(
@@ -88,14 +89,28 @@ def export(
         unfinished.replace(destination)
     finally:
         unfinished.unlink(missing_ok=True)
-    return ExportReport(destination, found.about["task"], found.outputs, differences)
+    return ExportReport(destination, found.about["task"], found.outputs, found.short_sides, differences)
+
+
+def _shapes(network: Network) -> tuple[Shape, ...]:
+    """The shape that is exported, and three others that the file must serve."""
+    side = network.size
+    if not network.is_open:
+        return tuple((batch, 3, side, side) for batch in (2, 1, 3, 5))
+    larger = min(side + 21, network.short_sides[1] or side + 21)
+    return (
+        (2, 3, side, side + 32),
+        (1, 3, side, side + 75),
+        (3, 3, larger, side + 64),
+        (2, 3, side + 32, side),
+    )
 
 
 def _compare(
-    network: nn.Module, exported: Callable[[Tensor], list[Tensor]]
+    network: nn.Module, exported: Callable[[Tensor], list[Tensor]], shapes: Iterable[Shape]
 ) -> dict[Shape, tuple[float, float]]:
     differences = {}
-    for shape in _OTHERS:
+    for shape in shapes:
         images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         expected = network(images)
         pairs = list(zip(exported(images), expected, strict=True))

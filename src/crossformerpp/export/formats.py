@@ -30,7 +30,7 @@ def _write_onnx(program: ExportedProgram, path: Path, network: Network) -> None:
     )
     assert exported is not None
     exported.model.metadata_props[KEY] = json.dumps(network.about)
-    for place, name in ((0, "batch"), (2, "height"), (3, "width")):
+    for place, name in ((0, "batch"), (2, "height"), (3, "width"))[: 3 if network.is_open else 1]:
         _rename(exported.model.graph, place, name)
     exported.save(path)
 

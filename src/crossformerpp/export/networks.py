@@ -1,5 +1,9 @@
 """The network inside a trained model, and what the exported file says about it.
 
+A map whose shorter side is at most G is one group (Sec. 3.2.1), and a graph holds one answer to that question for
+each block: it is exact for images whose shorter side gives the same answers as the size it was exported at, and
+the file says for which. A classifier, which sees one size only, is exported at that size.
+
 Every network takes normalised images (B, 3, H, W) and gives a tuple of tensors:
 
 features        c2…c5       (B, Ci, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32
@@ -11,11 +15,13 @@ detection       logits      (B, A, K), RetinaNet's raw scores of its A anchors, 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 import crossformerpp
+from crossformerpp.models import CrossFormer
+from crossformerpp.models.stage import CrossFormerBlock, CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.segmentation import SegmentationRecipe
@@ -25,6 +31,9 @@ from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import SavedRun
 
+_LEAST_SIDE = 32
+_USUAL_SIDE = 512  # where no recipe tells
+
 
 @dataclass(frozen=True)
 class Network:
@@ -32,11 +41,33 @@ class Network:
 
     Attributes:
         about: Plain data: `task`, `class_names`, `mean`, `std`, and the `view` of an image that the task needs.
+        size: Shorter side at which it is exported.
+        is_open: Whether height and width stay open, beside the batch.
     """
 
     network: nn.Module
     outputs: tuple[str, ...]
     about: dict[str, Any]
+    size: int
+    is_open: bool = True
+
+    @property
+    def short_sides(self) -> tuple[int, int | None]:
+        """The least and the greatest shorter side of an image for which the graph is exact; None: any."""
+        if not self.is_open:
+            return self.size, self.size
+        least, most = _LEAST_SIDE, list[int]()
+        for model in self.network.modules():
+            if isinstance(model, CrossFormer):
+                for stage, info in zip(model.stages.children(), model.feature_info, strict=False):
+                    for block in cast(CrossFormerStage, stage).blocks.children():
+                        assert isinstance(block, CrossFormerBlock)
+                        limit = block.group_size * info["reduction"]  # the map is one group up to here
+                        if self.size > limit:
+                            least = max(least, limit + 1)
+                        else:
+                            most.append(limit)
+        return least, min(most, default=None)
 
 
 class Outputs(nn.Module):
@@ -63,8 +94,11 @@ class RawRetinaNet(nn.Module):
         return found["cls_logits"], found["bbox_regression"]
 
 
-def open_network(saved: SavedRun, features: bool = False) -> Network:
+def open_network(saved: SavedRun, features: bool = False, size: int | None = None) -> Network:
     """The network of a trained model, on the CPU.
+
+    Args:
+        size: Shorter side of the images; default: the recipe's.
 
     Raises:
         ValueError: There is no export of such a model.
@@ -80,7 +114,7 @@ def open_network(saved: SavedRun, features: bool = False) -> Network:
     predictor: Any = find_task(recipe.task).predictor(saved, device="cpu")
     about["class_names"] = predictor.class_names
     if features:
-        return _features(saved, about)
+        return _features(saved, about, size or _USUAL_SIDE)
     if isinstance(recipe, ClassificationRecipe):
         resize, crop = eval_transform(recipe.data).transforms[:2]
         view = {
@@ -89,11 +123,12 @@ def open_network(saved: SavedRun, features: bool = False) -> Network:
             "interpolation": recipe.data.interpolation,
         }
         about |= {"task": "classification", "view": view}
-        return Network(Outputs(predictor.model), ("logits",), about)
+        return Network(Outputs(predictor.model), ("logits",), about, recipe.data.size, is_open=False)
     if isinstance(recipe, SegmentationRecipe):
         about |= {"task": "segmentation", "view": {"short_side": recipe.inference.short_side}}
         about["colors"] = predictor.colors
-        return Network(Outputs(predictor.look.network), ("logits",), about)
+        size = size or recipe.inference.short_side or _USUAL_SIDE
+        return Network(Outputs(predictor.look.network), ("logits",), about, size)
     assert isinstance(recipe, DetectionRecipe)
     if not isinstance(predictor.model, RetinaNetDetector):
         raise ValueError(
@@ -107,11 +142,13 @@ def open_network(saved: SavedRun, features: bool = False) -> Network:
         "nms_iou": recipe.detector.nms_iou,
         "max_detections": recipe.detector.max_detections,
     }
-    return Network(RawRetinaNet(predictor.model).eval(), ("logits", "boxes"), about)
+    return Network(
+        RawRetinaNet(predictor.model).eval(), ("logits", "boxes"), about, size or data.short_side[-1]
+    )
 
 
-def _features(saved: SavedRun, about: dict[str, Any]) -> Network:
+def _features(saved: SavedRun, about: dict[str, Any], size: int) -> Network:
     pyramid = Pyramid(saved.recipe.model)
     pyramid.load_weights(saved.weights, saved.path)
     about |= {"task": "features", "channels": pyramid.channels, "strides": [4, 8, 16, 32]}
-    return Network(Outputs(pyramid.eval()), ("c2", "c3", "c4", "c5"), about)
+    return Network(Outputs(pyramid.eval()), ("c2", "c3", "c4", "c5"), about, size)

@@ -23,7 +23,17 @@ class OnnxNetwork:
     about: dict[str, Any]
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Normalised images (B, 3, H, W) -> the outputs."""
+        """Normalised images (B, 3, H, W) -> the outputs.
+
+        Raises:
+            ValueError: The graph does not serve images of this size.
+        """
+        side, (least, most) = min(images.shape[2:]), self.about["short_sides"]
+        if side < least or (most is not None and side > most):
+            raise ValueError(
+                f"an image seen with a shorter side of {side} pixels, but this file serves {least} to "
+                f"{most or 'any'}; export it with --size {side}"
+            )
         return self.session.run(None, {"images": images})
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:

@@ -67,6 +67,12 @@ def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
         (h, N, N) with N = height·width, contiguous.
     """
     heads, rows, columns = table.shape
+    if torch.compiler.is_exporting():
+        return (
+            table.flatten(1)
+            .index_select(1, _places(rows, columns, height, width, table.device))
+            .view(heads, height * width, height * width)
+        )
     top, left = (rows + 1) // 2 - height, (columns + 1) // 2 - width
     needed = table[:, top : top + 2 * height - 1, left : left + 2 * width - 1]
     # Turned round, the offsets that query y meets at keys 0, 1, … stand side by side: a window that starts at
@@ -75,6 +81,15 @@ def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
         needed.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1)
     )  # h, windows y, windows x, key y, key x
     return windows.flip(1, 2).reshape(heads, height * width, height * width)
+
+
+def _places(rows: int, columns: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Where in a flattened table of offsets each pair of a group stands: (N·N,). Sizes may be symbols, for which
+    windows have no counterpart in ONNX."""
+    y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+    dy = y[:, None] - y + rows // 2  # query y, key y; the offset 0 stands in the middle
+    dx = x[:, None] - x + columns // 2
+    return (dy[:, None, :, None] * columns + dx[None, :, None, :]).flatten()
 
 
 def spread_table(

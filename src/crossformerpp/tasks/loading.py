@@ -21,7 +21,6 @@ _MEANING: dict[Fate, str] = {
     "skipped": "in the file, not used",
 }
 _COLOURS = 3  # channels of the weights that `adapt_input_conv` knows how to fit
-_NUM_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class LoadReport:
         for fate, meaning in _MEANING.items():
             tensors = [tensor for tensor in self.tensors if tensor.fate == fate]
             if tensors:
-                named = "" if fate == "loaded" else ": " + _some([str(tensor) for tensor in tensors])
+                named = "" if fate == "loaded" else ": " + _some([str(tensor) for tensor in tensors], limit=2)
                 rows.append((fate, str(len(tensors)), meaning + named))
         return rows
 
@@ -175,6 +174,6 @@ def _problem(tensor: LoadedTensor) -> str:
     return f"{tensor.key} {tensor.found or 'missing'} instead of {tensor.here}"
 
 
-def _some(texts: list[str]) -> str:
-    more = f"; and {len(texts) - _NUM_SHOWN} more" if len(texts) > _NUM_SHOWN else ""
-    return "; ".join(texts[:_NUM_SHOWN]) + more
+def _some(texts: list[str], limit: int = 4) -> str:
+    more = f"; and {len(texts) - limit} more" if len(texts) > limit else ""
+    return "; ".join(texts[:limit]) + more
