@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crossformerpp import engine
-from crossformerpp.cli import main
+from crossformerpp.cli import demo, main
 from crossformerpp.tasks.classification import report
 from tiny import tiny_recipe
 
@@ -86,6 +86,19 @@ def test_what_exists_is_kept(run: Path, page: Path, capsys: pytest.CaptureFixtur
     assert exit.value.code == 2
     assert "report.html exists" in capsys.readouterr().err
     assert page.stat().st_mtime_ns == before
+
+
+def test_without_a_run_the_digits_are_trained_first(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "train", lambda recipe, out, overwrite: shutil.copytree(run, out))
+    for status in (0, 2):
+        with pytest.raises(SystemExit) as exit:
+            main(["demo", "--out", f"page-{status}.html"])
+        assert exit.value.code == status
+    assert (tmp_path / "page-0.html").stat().st_size > 100_000
+    assert "`crossformer demo runs/demo` tells of it" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_says_how_to_finish_it(run: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class CrossFormer(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that put parameters in layers, for layer-wise learning rates."""
         return {
-            "stem": r"^stages\.0\.(embedding|position)",
+            "stem": r"^stages\.0\.(?:embedding|position)",
             "blocks": r"^stages\.(\d+)"
             if coarse
             else [
