@@ -1,18 +1,20 @@
 """What a classification recipe says beyond the common parts."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, Section
+from crossformerpp.recipes.schema import BaseRecipe, FolderSection, Section
 
 
-class ClassificationData(Section):
-    """Where the images come from and the size at which the network sees them."""
+class ClassificationData(FolderSection):
+    """Where the images come from and the size at which the network sees them.
+
+    `root` holds images, tar files, shards or a `datasets` copy.
+    """
 
     source: Literal["digits", "mnist", "folder"]
-    root: Path | None = None  # images, tar files, shards or a `datasets` copy; replaces built-in digits
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     size: int = Field(default=224, ge=32)
     eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
@@ -21,13 +23,6 @@ class ClassificationData(Section):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     max_unreadable: int = Field(default=100, ge=0)  # images; more of them are an error
     real_labels: Path | Literal["imagenet"] | None = None  # ReaL's JSON (timm brings it): also judge by these
-
-    @model_validator(mode="before")
-    @classmethod
-    def _root_means_folder(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("root") is not None:
-            return {**values, "source": "folder"}
-        return values
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -1,32 +1,22 @@
 """What a detection recipe says beyond the common parts."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, Section
+from crossformerpp.recipes.schema import BaseRecipe, FolderSection, ScenesSection, Section
 
 
-class ScenesSection(Section):
-    """The built-in digit_scenes: how many, how large."""
-
-    train: PositiveInt = 400
-    val: PositiveInt = 100
-    size: int = Field(default=256, ge=64)
-    seed: int = Field(default=0, ge=0)
-
-
-class DetectionData(Section):
+class DetectionData(FolderSection):
     """Where images and annotations come from, and the size at which the network sees them.
 
-    A folder is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
+    The folder `root` is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
     plain one (annotations/instances_train.json, images/train/ or train/) and that of exports
     (train/_annotations.coco.json). Files of other names are given one by one, relative to the folder.
     """
 
     source: Literal["digit_scenes", "folder"] = "folder"
-    root: Path | None = None  # the folder; naming one also replaces the built-in scenes
     train_annotations: Path | None = None
     train_images: Path | None = None
     val_annotations: Path | None = None
@@ -38,13 +28,6 @@ class DetectionData(Section):
     color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _root_means_folder(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("root") is not None:
-            return {**values, "source": "folder"}
-        return values
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

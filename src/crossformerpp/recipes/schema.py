@@ -24,6 +24,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class FolderSection(Section):
+    """Data built in, or in the folder `root`: naming one replaces what is built in."""
+
+    root: Path | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _root_means_folder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("root") is not None:
+            return {**values, "source": "folder"}
+        return values
+
+
+class ScenesSection(Section):
+    """The built-in digit_scenes: how many, how large."""
+
+    train: PositiveInt = 400
+    val: PositiveInt = 100
+    size: int = Field(default=256, ge=64)
+    seed: int = Field(default=0, ge=0)
+
+
 class ModelSection(Section):
     """Which backbone (any timm name), with which overrides, from which weights."""
 

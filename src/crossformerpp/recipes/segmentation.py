@@ -5,16 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, Section
-
-
-class ScenesSection(Section):
-    """How many digit_scenes to make, and how large."""
-
-    train: PositiveInt = 400
-    val: PositiveInt = 100
-    size: int = Field(default=256, ge=64)
-    seed: int = Field(default=0, ge=0)
+from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
 
 
 class SegmentationData(Section):
