@@ -15,6 +15,18 @@ from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.saved import read_weights
 
+Groups = tuple[tuple[int, ...], tuple[int, ...]]  # G and I of the four stages
+
+# The groups of Tables III to V: those for large maps, and those of classification, of CrossFormer and CrossFormer++.
+WIDE: Groups = ((14, 14, 7, 7), (16, 8, 2, 1))
+CLASSIFICATION: Groups = ((7, 7, 7, 7), (8, 4, 2, 1))
+CLASSIFICATION_PP: Groups = ((4, 4, 14, 7), (4, 2, 1, 1))
+
+
+def with_groups(name: str, groups: Groups) -> ModelSection:
+    """The section of a model with other groups than its own."""
+    return ModelSection(name=name, options={"group_sizes": groups[0], "intervals": groups[1]})
+
 
 class Pyramid(nn.Module):
     """Images (B, 3, H, W) -> one map (B, Ci, H/s, W/s) per stride s.

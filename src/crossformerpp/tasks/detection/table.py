@@ -10,16 +10,11 @@ from torch import Tensor, nn
 
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.recipes.detection import DetectionData, DetectorSection
-from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.detection.model import Detector, MaskRCNNDetector, build_detector
+from crossformerpp.tasks.pyramid import CLASSIFICATION, CLASSIFICATION_PP, WIDE, Groups, with_groups
 
 SIZE = (800, 1280)  # height and width that the tables count with
 NUM_CLASSES = 80
-Groups = tuple[tuple[int, ...], tuple[int, ...]]  # G and I of the four stages
-
-WIDE: Groups = ((14, 14, 7, 7), (16, 8, 2, 1))
-CLASSIFICATION: Groups = ((7, 7, 7, 7), (8, 4, 2, 1))
-CLASSIFICATION_PP: Groups = ((4, 4, 14, 7), (4, 2, 1, 1))
 
 # What the second stage of Mask R-CNN is counted with: boxes, and masks.
 _NUM_BOXES, _NUM_MASKS = 1000, 100
@@ -117,8 +112,7 @@ def model_rows(detector: str | None = None) -> Iterator[ModelRow]:
 
 def build_meta(row: PaperRow) -> Detector:
     """The model of a row on the meta device: shapes without memory."""
-    group_sizes, intervals = row.groups
-    section = ModelSection(name=row.name, options={"group_sizes": group_sizes, "intervals": intervals})
+    section = with_groups(row.name, row.groups)
     with torch.device("meta"):
         return build_detector(section, DetectorSection(name=row.detector), DetectionData(), NUM_CLASSES)
 

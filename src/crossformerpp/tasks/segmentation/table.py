@@ -8,16 +8,11 @@ import torch
 
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.data import ade20k
-from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
+from crossformerpp.tasks.pyramid import CLASSIFICATION, CLASSIFICATION_PP, WIDE, Groups, with_groups
 from crossformerpp.tasks.segmentation.model import Segmenter
 
 SIZE = 1024  # side of the image that Table V counts with
-Groups = tuple[tuple[int, ...], tuple[int, ...]]  # G and I of the four stages
-
-WIDE: Groups = ((14, 14, 7, 7), (16, 8, 2, 1))
-CLASSIFICATION: Groups = ((7, 7, 7, 7), (8, 4, 2, 1))
-CLASSIFICATION_PP: Groups = ((4, 4, 14, 7), (4, 2, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,6 @@ def model_rows() -> Iterator[ModelRow]:
 
 def build_meta(row: PaperRow) -> Segmenter:
     """The model of a row on the meta device: shapes without memory."""
-    group_sizes, intervals = row.groups
-    section = ModelSection(name=row.name, options={"group_sizes": group_sizes, "intervals": intervals})
+    section = with_groups(row.name, row.groups)
     with torch.device("meta"):
         return Segmenter(section, HeadSection(name=row.decoder), ade20k.COLORS)
