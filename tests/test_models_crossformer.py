@@ -97,14 +97,14 @@ def test_nothing_is_kept_between_calls():
 def test_chunked_equals_whole(monkeypatch):
     model, x = _tiny(), torch.randn(2, 3, 120, 88)
     with torch.no_grad():
-        monkeypatch.setattr("crossformerpp.models.stage._CHUNK_ELEMENTS", 1 << 30)
+        monkeypatch.setattr("crossformerpp.models.stage.CHUNK_ELEMENTS", 1 << 30)
         whole = model(x)
-        monkeypatch.setattr("crossformerpp.models.stage._CHUNK_ELEMENTS", 1000)
+        monkeypatch.setattr("crossformerpp.models.stage.CHUNK_ELEMENTS", 1000)
         torch.testing.assert_close(model(x), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_hooks_see_all_tokens_of_a_layer(monkeypatch):
-    monkeypatch.setattr("crossformerpp.models.stage._CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("crossformerpp.models.stage.CHUNK_ELEMENTS", 100)
     model, seen = _tiny(), []
     model.stages[0].blocks[0].norm1.register_forward_hook(lambda m, i, o: seen.append(o.shape))
     with torch.no_grad():

@@ -59,6 +59,38 @@ def test_compiled_graph_is_whole_and_serves_every_size(model):
     assert len(graphs) == 1 or Version(torch.__version__) < Version("2.14")
 
 
+class _Doubled(torch.nn.Linear):
+    """As adapters are: a layer in another one's place, which must not be passed over."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_compiled_inference_takes_whole_blocks_of_the_parts_they_were_built_with(model, dtype):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    mlp = model.stages[1].blocks[0].mlp
+    doubled = _Doubled(mlp.fc1.in_features, mlp.fc1.out_features)
+    doubled.load_state_dict(mlp.fc1.state_dict())
+    model = model.to(dtype)
+    x = torch.randn(2, 3, 75, 110, dtype=dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02 * float(model(x).abs().max())
+    for replaced, expected in ((False, 6), (True, 5)):
+        if replaced:
+            mlp.fc1 = doubled.to(dtype)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
+        _assert_same(compiled(x), model(x), atol=tolerance)
+        operators = [node.target for node in graphs.pop().graph.nodes if node.op == "call_function"]
+        assert operators.count(torch.ops.crossformerpp.block.default) == expected
+
+
 def test_compiled_graph_with_symbolic_sizes_trains(model):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in [(2, 3, 64, 96), (3, 3, 75, 110)]:

@@ -21,18 +21,28 @@ class Linear(nn.Linear):
     """`nn.Linear`, its result to float32 rounding: (…, in_features) -> (…, out_features)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if _takes_onednn(x, self.weight):
-            rows = x.reshape(-1, x.shape[-1])
-            return _OneDNNProduct.apply(rows, self.weight, self.bias).view(*x.shape[:-1], self.out_features)
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
     def with_gelu(self, x: Tensor) -> Tensor:
-        """GELU of the result; one pass over it where oneDNN multiplies and no gradient is wanted."""
-        if torch.is_grad_enabled() or not _takes_onednn(x, self.weight):
-            return F.gelu(self(x))
-        rows = x.reshape(-1, x.shape[-1])
-        out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "gelu", [], "none")
-        return out.view(*x.shape[:-1], self.out_features)
+        """GELU of the result."""
+        return linear_gelu(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (…, K), weight (N, K), bias (N,) -> (…, N)."""
+    if not _takes_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _OneDNNProduct.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """GELU of `linear`; in one pass where oneDNN multiplies and no gradient is wanted."""
+    if torch.is_grad_enabled() or not _takes_onednn(x, weight):
+        return F.gelu(linear(x, weight, bias))
+    rows = x.reshape(-1, x.shape[-1])
+    out = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
+    return out.view(*x.shape[:-1], len(weight))
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:

@@ -30,9 +30,7 @@ from crossformerpp.layers.grouping import (
 from crossformerpp.layers.position import AbsolutePositionEmbedding, DynamicPositionBias
 from crossformerpp.layers.self_attention import Distance
 from crossformerpp.layers.window_attention import MapAttention
-
-# Elements of a chunk's rows (T·C). Its widest intermediate, the MLP's hidden layer, is four times that: 4 MB.
-_CHUNK_ELEMENTS = 1 << 18
+from crossformerpp.models.compiled_block import CHUNK_ELEMENTS, run_operator, takes_operator
 
 
 class CrossFormerBlock(nn.Module):
@@ -84,6 +82,9 @@ class CrossFormerBlock(nn.Module):
     def forward(self, x: Tensor, grouping: MapGrouping) -> Tensor:
         if isinstance(grouping, Grouping) and self._runs_in_chunks(x):
             return self._forward_in_chunks(x, grouping)
+        parts = self.norm1, self.attn, self.norm2, self.mlp
+        if not isinstance(grouping, PaddedGrouping) and takes_operator(*parts, x):
+            return run_operator(*parts, x, grouping)
         return self._forward(x, grouping, self._keep(x, grouping), self._keep(x, grouping))
 
     def _forward(
@@ -99,14 +100,14 @@ class CrossFormerBlock(nn.Module):
     def _forward_in_chunks(self, x: Tensor, grouping: Grouping) -> Tensor:
         """Some groups at a time through the whole block, so that what lies between stays in the cache."""
         out = torch.empty_like(x)
-        for start, stop, part in grouping.chunks(max(1, _CHUNK_ELEMENTS // x.shape[-1])):
+        for start, stop, part in grouping.chunks(max(1, CHUNK_ELEMENTS // x.shape[-1])):
             out[start:stop] = self._forward(x[start:stop], part)
         return out
 
     def _runs_in_chunks(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
-            and x.numel() > _CHUNK_ELEMENTS
+            and x.numel() > CHUNK_ELEMENTS
             and not torch.is_grad_enabled()
             and is_plain_eager(x)
             and (not self.training or self.drop_path == 0.0)

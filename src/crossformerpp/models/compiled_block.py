@@ -1,0 +1,136 @@
+"""A block's inference on a CPU as one operator that a compiler does not look into.
+
+A compiler sees single layers: it multiplies with MKL, and every layer runs over all tokens before the next one begins.
+The operator does what a block does in eager mode: oneDNN's products, some groups at a time through the whole block
+(docs/performance.md has both times). Embeddings, cooling layers and gathers between groupings are compiled around it.
+
+Legend: T rows of tokens, C channels, h heads, N tokens of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossformerpp.layers.attention import GroupAttention, Mlp, attend_in_groups
+from crossformerpp.layers.grouping import (
+    Grouping,
+    OpaqueGrouping,
+    SamePart,
+    map_order,
+    regroup,
+)
+from crossformerpp.layers.position import DynamicPositionBias, dynamic_bias_table, spread_table
+from crossformerpp.layers.projection import Linear, linear, linear_gelu
+
+# Elements of a chunk's rows (T·C). Its widest intermediate, the MLP's hidden layer, is four times that: 4 MB.
+CHUNK_ELEMENTS = 1 << 18
+
+
+def takes_operator(norm1: nn.Module, attn: nn.Module, norm2: nn.Module, mlp: nn.Module, x: Tensor) -> bool:
+    """Whether a compiler is at work on an inference on a CPU, of a block with the parts that it was built with."""
+    if (
+        not torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or x.device.type != "cpu"
+        or type(attn) is not GroupAttention
+        or type(mlp) is not Mlp
+    ):
+        return False
+    parts: Any
+    parts = (norm1, attn.qkv, attn.position_bias, attn.proj, norm2, mlp.fc1, mlp.act, mlp.fc2)
+    kinds = (nn.LayerNorm, Linear, DynamicPositionBias, Linear, nn.LayerNorm, Linear, nn.GELU, Linear)
+    return (
+        tuple(type(part) for part in parts) == kinds
+        and not (attn.training or mlp.training)
+        and attn.qkv.bias is not None
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in (*parts, attn, mlp))
+    )
+
+
+def run_operator(
+    norm1: nn.LayerNorm,
+    attn: nn.Module,
+    norm2: nn.LayerNorm,
+    mlp: Mlp,
+    x: Tensor,
+    grouping: Grouping | OpaqueGrouping,
+) -> Tensor:
+    """x + attention, + MLP: rows (T, C) in the order of `grouping` -> (T, C)."""
+    assert isinstance(attn, GroupAttention)
+    assert isinstance(attn.position_bias, DynamicPositionBias)
+    layers = (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2)
+    return _opaque_block(
+        x,
+        [tensor for layer in layers for tensor in (layer.weight, layer.bias)],
+        list(attn.position_bias.parameters()),
+        attn.position_bias.residual,
+        attn.num_heads,
+        norm1.eps,
+        norm2.eps,
+        isinstance(grouping, OpaqueGrouping),
+        grouping.batch,
+        grouping.height,
+        grouping.width,
+        grouping.group_size,
+        grouping.interval,
+    )
+
+
+@torch.library.custom_op("crossformerpp::block", mutates_args=())
+def _opaque_block(
+    x: Tensor,
+    layers: list[Tensor],
+    bias_parameters: list[Tensor],
+    residual: bool,
+    num_heads: int,
+    eps1: float,
+    eps2: float,
+    is_in_map_order: bool,
+    batch: int,
+    height: int,
+    width: int,
+    group_size: int,
+    interval: int,
+) -> Tensor:
+    grouping, map_rows = Grouping(batch, height, width, group_size, interval), map_order(batch, height, width)
+    rows = regroup(x, map_rows, grouping) if is_in_map_order else x.contiguous()
+    sizes = [(part.height, part.width) for part in grouping.parts]
+    biases = spread_table(lambda h, w: dynamic_bias_table(bias_parameters, residual, h, w), sizes, x.dtype)
+    bias_of = dict(zip(sizes, biases, strict=True))
+    out = torch.empty_like(rows)
+    for start, stop, part in grouping.chunks(max(1, CHUNK_ELEMENTS // x.shape[-1])):
+        out[start:stop] = _infer(rows[start:stop], layers, bias_of, num_heads, eps1, eps2, part)
+    return regroup(out, grouping, map_rows) if is_in_map_order else out
+
+
+def _infer(
+    x: Tensor,
+    layers: Sequence[Tensor],
+    bias_of: dict[tuple[int, int], Tensor],
+    num_heads: int,
+    eps1: float,
+    eps2: float,
+    part: SamePart,
+) -> Tensor:
+    """What `CrossFormerBlock` computes, of groups of one size: (T, C) -> (T, C)."""
+    norm1, bias1, qkv, qkv_bias, proj, proj_bias, norm2, bias2, fc1, fc1_bias, fc2, fc2_bias = layers
+
+    def position_bias(sizes: Sequence[tuple[int, int]], dtype: torch.dtype | None) -> list[Tensor]:
+        return [bias_of[size] for size in sizes]
+
+    hidden = linear(F.layer_norm(x, norm1.shape, norm1, bias1, eps1), qkv, qkv_bias)
+    x = x + linear(attend_in_groups(hidden, num_heads, position_bias, part), proj, proj_bias)
+    hidden = linear_gelu(F.layer_norm(x, norm2.shape, norm2, bias2, eps2), fc1, fc1_bias)
+    return x + linear(hidden, fc2, fc2_bias)
+
+
+@_opaque_block.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
