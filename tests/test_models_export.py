@@ -91,6 +91,19 @@ def test_compiled_inference_takes_whole_blocks_of_the_parts_they_were_built_with
         assert operators.count(torch.ops.crossformerpp.block.default) == expected
 
 
+@torch.no_grad()
+def test_dropout_switched_on_alone_stays_on_in_a_compiled_model():
+    torch._dynamo.reset()
+    model = timm.create_model("crossformerpp_small", **OPTIONS, proj_drop_rate=0.5).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    x = torch.randn(2, 3, 64, 64)
+    assert not torch.equal(compiled(x), compiled(x))
+    assert not torch.equal(model(x), model(x))
+
+
 def test_compiled_graph_with_symbolic_sizes_trains(model):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in [(2, 3, 64, 96), (3, 3, 75, 110)]:

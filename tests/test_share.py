@@ -26,7 +26,8 @@ NAMES = ["zero", "one", "two"]
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run's folder with what sharing looks at."""
-    values = {**tiny_values(), "ema": None, "data": {"source": "folder", "size": 48, "eval_resize": 56}}
+    data = {"root": "/home/me/secret/photos", "size": 48, "eval_resize": 56}
+    values = {**tiny_values(), "ema": None, "data": data}
     recipe = parse_recipe(values, "tiny")
     torch.manual_seed(0)
     model = create_model(recipe.model, num_classes=len(NAMES))
@@ -68,6 +69,7 @@ def test_card_is_filled_from_the_run(run: Path, tmp_path: Path) -> None:
     assert "zero, one, two" in card
     page = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert page["data"]["eval_resize"] == 56
+    assert page["data"]["root"] == "photos", "a card is public"
     with pytest.raises(SystemExit) as end:
         main(main_arguments)
     assert end.value.code == 2, "a folder is not overwritten"

@@ -7,9 +7,10 @@ timm reads it from the disk, `timm.create_model("local-dir:FOLDER")`, or from th
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel
 from timm.models import save_for_hf
 from torch import nn
 
@@ -52,6 +53,8 @@ Classes: {classes}.
 {license}
 """
 _NUM_SHOWN = 50  # classes named on the card
+_FILES = ["model.safetensors", "config.json", "README.md"]  # what is pushed
+_Section = TypeVar("_Section", bound=BaseModel)
 
 
 def write_folder(
@@ -119,7 +122,7 @@ def push(folder: Path, repo: str) -> str:
     api = HfApi(library_name="crossformerpp", library_version=crossformerpp.__version__)
     try:
         api.create_repo(repo, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo, folder_path=folder))
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=_FILES))
     except (HfHubHTTPError, ValueError, OSError) as error:
         raise ValueError(f"{repo} was not pushed ({error}); the folder {folder} is complete") from None
 
@@ -148,9 +151,20 @@ def model_card(saved: SavedRun, metrics: dict[str, Any], license: str, address: 
         address=address,
         classes=", ".join(classes[:_NUM_SHOWN]) + more,
         metrics="\n".join(table) if numbers else "Not evaluated.",
-        recipe=dump_recipe(saved.recipe),
+        recipe=dump_recipe(_without_paths(saved.recipe)),
         license=f"The weights are under {license}.",
     )
+
+
+def _without_paths(section: _Section) -> _Section:
+    """A recipe whose files and folders keep only their names: a card is public."""
+    changed: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Path):
+            changed[name] = Path(value.name)
+        elif isinstance(value, BaseModel):
+            changed[name] = _without_paths(value)
+    return section.model_copy(update=changed)
 
 
 def _metrics(run: Path) -> dict[str, Any]:

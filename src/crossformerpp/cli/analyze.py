@@ -294,7 +294,10 @@ def _write_recipe(network: Network, group_sizes: list[list[int]], path: Path) ->
 
     assert network.saved is not None
     values = network.saved.recipe.model_dump()
-    values["model"]["options"]["group_sizes"] = group_sizes
+    options = values["model"]["options"]
+    if str(options.get("position")).startswith("rpb") and "group_sizes" in options:
+        options.setdefault("position_sizes", options["group_sizes"])  # the tables stay as they were learnt
+    options["group_sizes"] = group_sizes
     values["model"]["checkpoint"] = network.saved.path.resolve()
     with replacing(path) as file:
         file.write(dump_recipe(parse_recipe(values, str(path))).encode())

@@ -116,6 +116,10 @@ def open_network(saved: SavedRun, features: bool = False, size: int | None = Non
     if features:
         return _features(saved, about, size or _USUAL_SIDE)
     if isinstance(recipe, ClassificationRecipe):
+        if size not in (None, recipe.data.size):
+            raise ValueError(
+                f"size {size}: a classifier is exported at its recipe's {recipe.data.size} pixels"
+            )
         resize, crop = eval_transform(recipe.data).transforms[:2]
         view = {
             "short_side": resize.size,

@@ -266,7 +266,11 @@ class Mlp(nn.Module):
             return self.fc2(self.fc1.with_gelu(x))
         hidden = self.fc1(x)
         active = self.act(hidden)
-        if not torch.is_grad_enabled() or not is_plain_eager(active) or (self.training and self.drop.p > 0.0):
+        if (
+            not torch.is_grad_enabled()
+            or not is_plain_eager(active)
+            or (self.drop.training and self.drop.p > 0.0)
+        ):
             return self.drop(self.fc2(self.drop(active)))
         place, shape = active.data_ptr(), active.shape  # not the tensor itself, which a closure would keep
 
@@ -283,7 +287,8 @@ class Mlp(nn.Module):
         """Whether this is an inference, with the parts as they were built and nobody watching them."""
         parts = (self.fc1, self.act, self.drop)
         return (
-            not (torch.is_grad_enabled() or self.training)
+            not (torch.is_grad_enabled() or self.training or self.drop.training)
             and [type(part) for part in parts] == [Linear, nn.GELU, nn.Dropout]
+            and self.act.approximate == "none"
             and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         )

@@ -43,14 +43,19 @@ def takes_operator(norm1: nn.Module, attn: nn.Module, norm2: nn.Module, mlp: nn.
         or type(mlp) is not Mlp
     ):
         return False
-    parts: Any
-    parts = (norm1, attn.qkv, attn.position_bias, attn.proj, norm2, mlp.fc1, mlp.act, mlp.fc2)
-    kinds = (nn.LayerNorm, Linear, DynamicPositionBias, Linear, nn.LayerNorm, Linear, nn.GELU, Linear)
+    layers: Any = (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2)
+    kinds = (nn.LayerNorm, Linear, Linear, nn.LayerNorm, Linear, Linear)
+    others: Any = (attn.position_bias, attn.proj_drop, mlp.act, mlp.drop)
     return (
-        tuple(type(part) for part in parts) == kinds
-        and not (attn.training or mlp.training)
-        and attn.qkv.bias is not None
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in (*parts, attn, mlp))
+        tuple(type(layer) for layer in layers) == kinds
+        and tuple(type(part) for part in others) == (DynamicPositionBias, nn.Dropout, nn.GELU, nn.Dropout)
+        and all(layer.weight is not None and layer.bias is not None for layer in layers)
+        and mlp.act.approximate == "none"
+        and not any(part.training for part in (attn, mlp, *others))
+        and not any(
+            part._forward_hooks or part._forward_pre_hooks
+            for part in (*layers, attn, mlp, *others, *others[0].modules())
+        )
     )
 
 

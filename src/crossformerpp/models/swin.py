@@ -15,13 +15,13 @@ class CooledSwinTransformer(SwinTransformer):
     """timm's Swin with amplitude cooling layers.
 
     Args:
-        cooling: k, the ACL's interval in blocks; None for none.
+        cooling: k, the ACL's interval in blocks; None or 0 for none.
         options: Of timm's `SwinTransformer`; `window_size` is one for all stages or one per stage (PGS).
     """
 
     def __init__(self, *, cooling: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        if cooling is not None:
+        if cooling:
             add_cooling(self, cooling)
 
 

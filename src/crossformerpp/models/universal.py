@@ -69,6 +69,10 @@ def _stages(model: nn.Module) -> list[tuple[Any, int]]:
 
 def _cool(cooling: nn.Module, is_nchw: bool, _: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor:
     """A block's forward hook: its output through the cooling layer, in the output's own layout."""
+    if out.dim() not in (3, 4):
+        raise ValueError(
+            "these blocks hand on no maps; a CrossFormer has cooling layers of its own: cooling=k"
+        )
     if out.dim() == 3:
         size = _map_size(inputs, out.shape[1])
         return cooling(out.unflatten(1, size)).flatten(1, 2)  # B N C -> B H W C -> B N C

@@ -34,7 +34,7 @@ class LoadedTensor:
 
     def __str__(self) -> str:
         if self.here == self.found or None in (self.here, self.found):
-            return f"{self.key} {self.here or self.found}"
+            return f"{self.key} {self.here or self.found or ''}".rstrip()
         return f"{self.key} {self.found} -> {self.here}"
 
 
@@ -155,12 +155,19 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
 
 
 def _grouping(section: ModelSection) -> dict[str, Any]:
-    options = {**VARIANTS.get(section.name, {}), **section.options}
-    return {name: _as_lists(options.get(name)) for name in ("group_sizes", "intervals")}
+    options: dict[str, Any] = {**VARIANTS.get(section.name, {}), **section.options}
+    return {name: _shortened(options.get(name)) for name in ("group_sizes", "intervals")}
 
 
-def _as_lists(value: Any) -> Any:
-    return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value
+def _shortened(per_stage: Any) -> Any:
+    """As lists, one value in the place of equal ones of a stage's blocks."""
+    if not isinstance(per_stage, list | tuple):
+        return per_stage
+    return [_of_stage(list(value)) if isinstance(value, list | tuple) else value for value in per_stage]
+
+
+def _of_stage(values: list[Any]) -> Any:
+    return values[0] if values and all(value == values[0] for value in values) else values
 
 
 def _first_weights(model: nn.Module) -> set[str]:
