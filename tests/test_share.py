@@ -84,7 +84,11 @@ def test_pushing_uploads_the_folder(run: Path, tmp_path: Path, monkeypatch: pyte
     folder = share.write_folder(run, tmp_path / "shared", repo="user/digits")
     assert 'timm.create_model("hf-hub:user/digits"' in (folder / "README.md").read_text()
     assert share.push(folder, "user/digits") == "https://hub"
+    allowed = calls[1].pop("allow_patterns")
     assert calls == ["user/digits", {"repo_id": "user/digits", "folder_path": folder}]
+    assert sorted(allowed) == sorted(path.name for path in folder.iterdir()), (
+        "nothing put there later goes along"
+    )
 
 
 def test_refused_push_leaves_the_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

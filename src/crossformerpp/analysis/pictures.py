@@ -37,7 +37,8 @@ def draw_learning_curve(rows: Sequence[Mapping[str, float]], metric: str) -> Fig
                 axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
         axes.set(xlabel="epoch", title=title)
         axes.grid(alpha=0.3)
-    loss_axes.legend(framealpha=0)
+    if loss_axes.lines:
+        loss_axes.legend(framealpha=0)
     best = max((row[f"val_{metric}"] for row in rows if f"val_{metric}" in row), default=None)
     if best is not None:
         metric_axes.set_title(f"{metric} (best {best:.4f})")
