@@ -54,7 +54,7 @@ def test_many_sizes_are_right_though_only_some_are_remembered():
             first, last = dpb([(2, 2), (1, width)])
             torch.testing.assert_close(first, direct_bias(dpb, 2, 2), atol=1e-5, rtol=1e-5)
             assert last.shape == (3, width, width)
-    assert len(dpb._remembered[1]) < 30
+    assert len(dpb._memory._kept[1]) < 30
 
 
 @pytest.mark.parametrize("size", [(7, 7), (4, 6)])

@@ -82,42 +82,40 @@ def attend_within(group: Groups, num_heads: int, bias: Tensor | None, dropout: f
     """Eq. 1 within equal groups: B·S N 3C, h N N -> B·S N C."""
     n, N, width = group.tokens.shape
     qkv = group.tokens.view(n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # -> 3 B·S h N d
-    if (
-        group.is_real is None
-        and bias is not None
-        and dropout == 0.0
-        and _takes_batched_products(group.tokens, N)
-    ):
-        out = _AttentionByProducts.apply(qkv, bias)
+    if group.is_real is None and bias is not None and dropout == 0.0 and _takes_batched_products(qkv):
+        exact = [t.to(torch.float32, memory_format=torch.contiguous_format) for t in (qkv, bias)]
+        out = _AttentionByProducts.apply(*exact)
     else:
         if group.is_real is not None:
             bias = _masked(bias, group.is_real, group.tokens.dtype)
+        elif bias is not None:
+            bias = bias[None]  # without the batch's dimension PyTorch's fused CPU kernel is passed over
         q, k, v = qkv.unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     out = out.transpose(1, 2)
     if torch.compiler.is_exporting():
         # else the graph would hold the memory layout of the kernel that this machine chose
         out = out.clone(memory_format=torch.contiguous_format)
-    return out.reshape(n, N, width // 3)
+    return out.to(qkv.dtype, memory_format=torch.contiguous_format).reshape(n, N, width // 3)
 
 
-def _takes_batched_products(tokens: Tensor, group_tokens: int) -> bool:
-    """Whether batched matrix products beat the fused kernel: small groups in float32 on a CPU.
+def _takes_batched_products(qkv: Tensor) -> bool:
+    """Whether batched matrix products beat the fused kernel for qkv (3, B·S, h, N, d): on a CPU, in small groups.
 
     PyTorch's fused CPU kernel works group by group and head by head, which costs more than the products themselves
-    when a group has few tokens, and has no gradient for the bias (docs/performance.md). In large groups the attention
-    map should not be stored.
+    where these are small, and has no gradient for the bias (docs/performance.md). Large attention maps should not be
+    stored. In half precision the products are taken in float32, as the fused kernel does with scores.
     """
-    return (
-        group_tokens <= _MAX_TOKENS_OF_PRODUCTS
-        and tokens.device.type == "cpu"
-        and tokens.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and is_plain_eager(tokens)
-    )
+    if qkv.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_plain_eager(qkv):
+        return False
+    _, n, h, N, _ = qkv.shape
+    if torch.is_grad_enabled():
+        return qkv.dtype == torch.float32 and N <= _MAX_TOKENS_OF_PRODUCTS
+    return qkv.dtype in (torch.float32, torch.bfloat16) and n * h * N * N <= _MAX_SCORES_OF_PRODUCTS
 
 
 _MAX_TOKENS_OF_PRODUCTS = 256
+_MAX_SCORES_OF_PRODUCTS = 1 << 20
 
 
 class _AttentionByProducts(torch.autograd.Function):

@@ -120,14 +120,64 @@ def dynamic_bias_table(parameters: Sequence[Tensor], residual: bool, height: int
     return hidden.t().view(-1, 2 * height - 1, 2 * width - 1)
 
 
+class BiasMemory:
+    """Biases of one set of weights, kept until a weight, its device or the precision changes.
+
+    On a CPU the weights' values are compared, elsewhere their version counters: an edit there through `.data`, which no
+    counter sees, goes unnoticed.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, dict[GroupSide, Tensor]] | None = None
+
+    def recall(
+        self,
+        parameters: Sequence[Tensor],
+        sizes: Sequence[GroupSide],
+        dtype: torch.dtype,
+        table: Callable[[int, int], Tensor],
+    ) -> list[Tensor]:
+        """The biases of groups of `sizes`, each (h, N, N) in `dtype`; those not known are computed with `table`."""
+        key = (_fingerprint(parameters), dtype)
+        kept = self._kept  # read once: another thread may replace it
+        known = kept[1] if kept is not None and _same(kept[0], key) else {}
+        missing = [size for size in dict.fromkeys(sizes) if size not in known]
+        if missing:
+            # An inference tensor in store would poison a later forward under plain no_grad.
+            with torch.inference_mode(False), torch.no_grad():
+                known = {**known, **dict(zip(missing, spread_table(table, missing, dtype), strict=True))}
+            self._kept = (key, dict(list(known.items())[-_MAX_REMEMBERED:]))
+        return [known[size] for size in sizes]
+
+
+# Sizes whose biases are remembered: a map that does not divide has up to nine, some more for a second input size.
+_MAX_REMEMBERED = 18
+
+
+def _fingerprint(parameters: Sequence[Tensor]) -> Any:
+    if parameters[0].device.type == "cpu":
+        with torch.inference_mode(False), torch.no_grad():
+            return torch.cat([p.detach().flatten() for p in parameters])
+    if any(p.is_inference() for p in parameters):
+        return object()  # no version counter: never the same
+    return tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+
+
+def _same(a: tuple[Any, torch.dtype], b: tuple[Any, torch.dtype]) -> bool:
+    if a[1] != b[1] or type(a[0]) is not type(b[0]):
+        return False
+    if isinstance(a[0], Tensor):
+        return a[0].shape == b[0].shape and a[0].dtype == b[0].dtype and torch.equal(a[0], b[0])
+    return bool(a[0] == b[0])
+
+
 class DynamicPositionBias(nn.Module):
     """DPB: an MLP from a relative offset to one bias per head (Fig. 2c, Eq. 2), for groups of any size.
 
     Linear 2→p, then three times LayerNorm, ReLU, Linear: p→p, p→p, p→h. Offsets enter as plain integers.
 
-    In training it is evaluated once per call. In evaluation without gradients the biases are remembered until a
-    weight, the device or the precision changes; on a CPU the weights' values are compared, elsewhere their version
-    counters (an edit there through `.data`, which no counter sees, needs a call of `forget()`).
+    In training it is evaluated once per call. In evaluation without gradients the biases are remembered, see
+    `BiasMemory`; `forget()` drops them.
 
     Args:
         hidden_dim: Width p; D/16 in the released models, for dimension D.
@@ -143,23 +193,15 @@ class DynamicPositionBias(nn.Module):
             nn.Sequential(nn.LayerNorm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, outputs))
             for outputs in (hidden_dim, hidden_dim, num_heads)
         )
-        self._remembered: tuple[Any, dict[GroupSide, Tensor]] | None = None
+        self._memory = BiasMemory()
 
     def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The biases of groups of `sizes`, each (h, N, N), in `dtype` (default: the weights')."""
         dtype = dtype or self.embed.weight.dtype
-        if self.training or torch.is_grad_enabled() or not is_plain_eager(*self.parameters()):
+        parameters = list(self.parameters())
+        if self.training or torch.is_grad_enabled() or not is_plain_eager(*parameters):
             return spread_table(self.table, sizes, dtype)
-        key = (self._fingerprint(), dtype)
-        remembered = self._remembered  # read once: another thread may replace it
-        known = remembered[1] if remembered is not None and _same(remembered[0], key) else {}
-        missing = [size for size in dict.fromkeys(sizes) if size not in known]
-        if missing:
-            # An inference tensor in store would poison a later forward under plain no_grad.
-            with torch.inference_mode(False), torch.no_grad():
-                known = {**known, **dict(zip(missing, spread_table(self.table, missing, dtype), strict=True))}
-            self._remembered = (key, dict(list(known.items())[-_MAX_REMEMBERED:]))
-        return [known[size] for size in sizes]
+        return self._memory.recall(parameters, sizes, dtype, self.table)
 
     def table(self, height: int, width: int) -> Tensor:
         """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32."""
@@ -174,19 +216,10 @@ class DynamicPositionBias(nn.Module):
 
     def forget(self) -> None:
         """Drop the remembered biases."""
-        self._remembered = None
-
-    def _fingerprint(self) -> Any:
-        parameters = list(self.parameters())
-        if parameters[0].device.type == "cpu":
-            with torch.inference_mode(False), torch.no_grad():
-                return torch.cat([p.detach().flatten() for p in parameters])
-        if any(p.is_inference() for p in parameters):
-            return object()  # no version counter: never the same
-        return tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+        self._memory = BiasMemory()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_remembered": None}
+        return {**self.__dict__, "_memory": BiasMemory()}
 
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicPositionBias:
         self.forget()
@@ -291,15 +324,3 @@ class AbsolutePositionEmbedding(nn.Module):
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-# Sizes whose biases are remembered: a map that does not divide has up to nine, some more for a second input size.
-_MAX_REMEMBERED = 18
-
-
-def _same(a: tuple[Any, torch.dtype], b: tuple[Any, torch.dtype]) -> bool:
-    if a[1] != b[1] or type(a[0]) is not type(b[0]):
-        return False
-    if isinstance(a[0], Tensor):
-        return a[0].shape == b[0].shape and a[0].dtype == b[0].dtype and torch.equal(a[0], b[0])
-    return bool(a[0] == b[0])

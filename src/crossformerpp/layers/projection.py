@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from crossformerpp.layers.execution import is_plain_eager
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_TYPES = {torch.float32}
+if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _TYPES.add(torch.bfloat16)
 
 
 class Linear(nn.Linear):
@@ -49,7 +52,8 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype
+        and x.dtype in _TYPES
         and x.numel() > 0
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
