@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossformerpp.layers.execution import is_plain_eager
-from crossformerpp.layers.grouping import AnyGrouping, Grouping, Groups, OpaqueGrouping, map_order, regroup
+from crossformerpp.layers.grouping import (
+    AnyGrouping,
+    Grouping,
+    Groups,
+    OpaqueGrouping,
+    join_padded,
+    map_order,
+    regroup,
+    split_padded,
+)
 from crossformerpp.layers.position import DynamicPositionBias, PositionBias, dynamic_bias_table, spread_table
 from crossformerpp.layers.projection import Linear
 
@@ -51,6 +60,7 @@ class GroupAttention(nn.Module):
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    @torch.jit.unused
     def forward(self, x: Tensor, grouping: AnyGrouping | OpaqueGrouping) -> Tensor:
         """Rows (T, C) in the order of `grouping` -> rows (T, C)."""
         qkv = self.qkv(x)
@@ -60,6 +70,24 @@ class GroupAttention(nn.Module):
             dropout = self.attn_drop if self.training else 0.0
             out = attend_in_groups(qkv, self.num_heads, self.position_bias, grouping, dropout)
         return self.proj_drop(self.proj(out))
+
+    def scriptable_forward(self, x: Tensor, group_size: int, interval: int) -> Tensor:
+        """Maps (B, H, W, C) -> (B, H, W, C), in padded groups."""
+        B, H, W, C = x.shape
+        tokens, is_real = split_padded(self.qkv(x).flatten(1, 2), H, W, group_size, interval)
+        height, width = (H, W) if is_real is None else (group_size, group_size)
+        bias = torch.zeros([1, 1, 1], dtype=x.dtype, device=x.device)
+        if self.position_bias is not None:
+            bias = self.position_bias.scriptable_forward(height, width)  # type: ignore[attr-defined]
+        if is_real is not None:
+            lowest = torch.full_like(bias, -float("inf")).nan_to_num()  # of its precision
+            bias = torch.where(is_real, bias, lowest)
+        qkv = tokens.view(-1, height * width, 3, self.num_heads, C // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B·S N 3 h d -> 3 of B·S h N d
+        dropout = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout).transpose(1, 2)
+        out = join_padded(out.reshape(B, -1, C), H, W, group_size, interval)
+        return self.proj_drop(self.proj(out)).view(B, H, W, C)
 
 
 def attend_in_groups(
@@ -260,6 +288,11 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return self._forward(x)
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self._is_plain():
             return self.fc2(self.fc1.with_gelu(x))
         hidden = self.fc1(x)

@@ -95,8 +95,9 @@ class CrossScaleEmbedding(nn.Module):
         return x if self.norm_first else self.norm(x)
 
     def _pad(self, x: Tensor) -> Tensor:
-        H, W, s = *x.shape[2:], self.stride
+        H, W, s = x.shape[2], x.shape[3], self.stride
         bottom, right = (H + s - 1) // s * s - H, (W + s - 1) // s * s - W
-        if torch.compiler.is_compiling() or bottom or right:  # a graph should not depend on which it is
+        # a graph should not depend on which it is
+        if torch.compiler.is_compiling() or bottom > 0 or right > 0:
             x = F.pad(x, (0, right, 0, bottom))
         return x

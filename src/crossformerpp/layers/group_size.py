@@ -101,7 +101,8 @@ def choose_group_sizes(
 
 def adaptive_interval(height: int, width: int, group_size: int) -> int:
     """The least interval at which a long-distance group of side G spans a map: ceil(max(H, W) / G)."""
-    longer = cast(int, torch.sym_max(height, width))  # a symbol where they are
+    # sym_max gives a symbol where they are
+    longer = max(height, width) if torch.jit.is_scripting() else cast(int, torch.sym_max(height, width))
     return (longer + group_size - 1) // group_size
 
 

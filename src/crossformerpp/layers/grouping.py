@@ -146,29 +146,43 @@ class _InMapOrder:
 class PaddedGrouping(_InMapOrder):
     """The literal definition: rows in map order, padded for attention, the padded keys masked.
 
-    For exported graphs whose H and W are symbols, where the parts of a map cannot be told apart. It is written with
-    gathers: padding and cropping by symbolic amounts would restrict the sizes that an exported graph takes.
+    For exported graphs whose H and W are symbols, where the parts of a map cannot be told apart; TorchScript calls the
+    two functions below. They are written with gathers: padding and cropping by symbolic amounts would restrict the
+    sizes that an exported graph takes.
     """
 
     def split(self, rows: Tensor) -> list[Groups]:
         """T C -> B·S G·G C."""
-        B, H, W, G = self.batch, self.height, self.width, self.group_size
-        if min(H, W) <= G:
-            return [Groups(rows.view(B, H * W, -1), H, W)]
-        positions = _padded_members(H, W, G, self.interval, rows.device)
-        is_real = (positions >= 0).view(-1, 1, 1, G * G).repeat(B, 1, 1, 1)
-        tokens = rows.view(B, H * W, -1).index_select(1, positions.clamp(min=0))
-        return [Groups(tokens.reshape(-1, G * G, rows.shape[-1]), G, G, is_real)]
+        H, W, G = self.height, self.width, self.group_size
+        tokens, is_real = split_padded(rows.view(self.batch, H * W, -1), H, W, G, self.interval)
+        return [Groups(tokens, H, W) if is_real is None else Groups(tokens, G, G, is_real)]
 
     def join(self, groups: Sequence[Tensor]) -> Tensor:
         """B·S G·G C -> T C."""
-        B, H, W, G = self.batch, self.height, self.width, self.group_size
         (tokens,) = groups
-        C = tokens.shape[-1]
-        if min(H, W) > G:
-            places = _padded_places(H, W, G, self.interval, tokens.device)
-            tokens = tokens.reshape(B, -1, C).index_select(1, places)
-        return tokens.reshape(B * H * W, C)
+        maps = tokens.reshape(self.batch, -1, tokens.shape[-1])
+        maps = join_padded(maps, self.height, self.width, self.group_size, self.interval)
+        return maps.reshape(self.batch * self.height * self.width, tokens.shape[-1])
+
+
+def split_padded(
+    maps: Tensor, height: int, width: int, group_size: int, interval: int
+) -> tuple[Tensor, Tensor | None]:
+    """Cut maps into padded groups: (B, L, C) -> B·S G·G C and `Groups.is_real`. One group: the same and None."""
+    if min(height, width) <= group_size:
+        return maps, None
+    positions = _padded_members(height, width, group_size, interval, maps.device)
+    N = group_size * group_size
+    is_real = (positions >= 0).view(-1, 1, 1, N).repeat(maps.shape[0], 1, 1, 1)
+    tokens = maps.index_select(1, positions.clamp(min=0))
+    return tokens.reshape(-1, N, maps.shape[2]), is_real
+
+
+def join_padded(groups: Tensor, height: int, width: int, group_size: int, interval: int) -> Tensor:
+    """What `split_padded` did, undone and cropped: (B, S·G·G, C) -> (B, L, C)."""
+    if min(height, width) <= group_size:
+        return groups
+    return groups.index_select(1, _padded_places(height, width, group_size, interval, groups.device))
 
 
 def _num_regions(length: int, region: int) -> int:
@@ -177,16 +191,16 @@ def _num_regions(length: int, region: int) -> int:
 
 def _padded_members(height: int, width: int, group_size: int, interval: int, device: torch.device) -> Tensor:
     """The map position of every member of every group of a padded map, −1 for padding: (S·G·G,)."""
-
-    def along_axis(length: int) -> Tensor:
-        positions = torch.arange(
-            _num_regions(length, group_size * interval) * group_size * interval, device=device
-        )
-        return positions.view(-1, group_size, interval).transpose(1, 2)  # regions I G
-
-    y = along_axis(height)[:, None, :, None, :, None]
-    x = along_axis(width)[None, :, None, :, None, :]
+    y = _padded_axis(height, group_size, interval, device)[:, None, :, None, :, None]
+    x = _padded_axis(width, group_size, interval, device)[None, :, None, :, None, :]
     return torch.where((y < height) & (x < width), y * width + x, -1).flatten()  # n m I I G G
+
+
+def _padded_axis(length: int, group_size: int, interval: int, device: torch.device) -> Tensor:
+    """The positions along one padded axis: (regions, I, G)."""
+    region = group_size * interval
+    positions = torch.arange(_num_regions(length, region) * region, device=device)
+    return positions.view(-1, group_size, interval).transpose(1, 2)
 
 
 def _padded_places(height: int, width: int, group_size: int, interval: int, device: torch.device) -> Tensor:

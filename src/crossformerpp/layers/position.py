@@ -66,13 +66,9 @@ def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (h, N, N) with N = height·width, contiguous.
     """
-    heads, rows, columns = table.shape
     if torch.compiler.is_exporting():
-        return (
-            table.flatten(1)
-            .index_select(1, _places(rows, columns, height, width, table.device))
-            .view(heads, height * width, height * width)
-        )
+        return gather_bias(table, height, width)
+    heads, rows, columns = table.shape
     top, left = (rows + 1) // 2 - height, (columns + 1) // 2 - width
     needed = table[:, top : top + 2 * height - 1, left : left + 2 * width - 1]
     # Turned round, the offsets that query y meets at keys 0, 1, … stand side by side: a window that starts at
@@ -83,9 +79,15 @@ def bias_from_table(table: Tensor, height: int, width: int) -> Tensor:
     return windows.flip(1, 2).reshape(heads, height * width, height * width)
 
 
+def gather_bias(table: Tensor, height: int, width: int) -> Tensor:
+    """`bias_from_table` for graphs: sizes may be symbols, for which windows have no counterpart in ONNX."""
+    heads, rows, columns = table.shape
+    places = _places(rows, columns, height, width, table.device)
+    return table.flatten(1).index_select(1, places).view(heads, height * width, height * width)
+
+
 def _places(rows: int, columns: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Where in a flattened table of offsets each pair of a group stands: (N·N,). Sizes may be symbols, for which
-    windows have no counterpart in ONNX."""
+    """Where in a flattened table of offsets each pair of a group stands: (N·N,)."""
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
     dy = y[:, None] - y + rows // 2  # query y, key y; the offset 0 stands in the middle
     dx = x[:, None] - x + columns // 2
@@ -106,9 +108,7 @@ def dynamic_bias_table(parameters: Sequence[Tensor], residual: bool, height: int
     In float32 also under autocast and in half precision: it is small, and every attention hangs on it.
     """
     device = parameters[0].device
-    y = torch.arange(1 - height, height, device=device, dtype=torch.float32)
-    x = torch.arange(1 - width, width, device=device, dtype=torch.float32)
-    offsets = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    offsets = _offsets(height, width, device)
     weight, bias, *layers = (parameter.float() for parameter in parameters)
     with _without_autocast(device):
         hidden = F.linear(offsets, weight, bias)
@@ -118,6 +118,13 @@ def dynamic_bias_table(parameters: Sequence[Tensor], residual: bool, height: int
             out = F.linear(out, weight, bias)
             hidden = hidden + out if residual and i < 8 else out
     return hidden.t().view(-1, 2 * height - 1, 2 * width - 1)
+
+
+def _offsets(height: int, width: int, device: torch.device) -> Tensor:
+    """(Δy, Δx) of every offset in a group, in float32: (O, 2) with O = (2·height−1)·(2·width−1)."""
+    y = torch.arange(1 - height, height, device=device, dtype=torch.float32)
+    x = torch.arange(1 - width, width, device=device, dtype=torch.float32)
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
 
 
 class BiasMemory:
@@ -184,6 +191,8 @@ class DynamicPositionBias(nn.Module):
         residual: Add the input of the two middle layers to their output ("DPB-residual", Table X).
     """
 
+    __jit_ignored_attributes__ = ("_memory",)  # TorchScript has no type for it
+
     def __init__(self, hidden_dim: int, num_heads: int, residual: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -195,6 +204,7 @@ class DynamicPositionBias(nn.Module):
         )
         self._memory = BiasMemory()
 
+    @torch.jit.unused
     def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The biases of groups of `sizes`, each (h, N, N), in `dtype` (default: the weights')."""
         dtype = dtype or self.embed.weight.dtype
@@ -202,6 +212,14 @@ class DynamicPositionBias(nn.Module):
         if self.training or torch.is_grad_enabled() or not is_plain_eager(*parameters):
             return spread_table(self.table, sizes, dtype)
         return self._memory.recall(parameters, sizes, dtype, self.table)
+
+    def scriptable_forward(self, height: int, width: int) -> Tensor:
+        """The bias of a group, (h, N, N), in the weights' precision."""
+        hidden = self.embed(_offsets(height, width, self.embed.weight.device).to(self.embed.weight.dtype))
+        for i, layer in enumerate(self.layers):
+            out = layer(hidden)
+            hidden = hidden + out if self.residual and i < 2 else out
+        return gather_bias(hidden.t().reshape(-1, 2 * height - 1, 2 * width - 1), height, width)
 
     def table(self, height: int, width: int) -> Tensor:
         """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32."""
@@ -239,21 +257,30 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.empty(num_heads, 2 * max_size[0] - 1, 2 * max_size[1] - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
 
+    @torch.jit.unused
     def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The biases of groups of `sizes`, each (h, N, N).
 
         Raises:
             ValueError: A group is larger than the table.
         """
-        for height, width in sizes:
-            if height > self.max_size[0] or width > self.max_size[1]:
-                raise ValueError(
-                    f"a group of {height}x{width} exceeds this relative position bias, made for at most "
-                    f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias (position 'dpb') or "
-                    "interpolation ('rpb-online'), which serve any size, or a larger table (position_sizes)"
-                )
+        for size in sizes:
+            self._check(*size)
         table = self.table.to(dtype or self.table.dtype)
         return [bias_from_table(table, *size) for size in sizes]
+
+    def scriptable_forward(self, height: int, width: int) -> Tensor:
+        """The bias of a group, (h, N, N)."""
+        self._check(height, width)
+        return gather_bias(self.table, height, width)
+
+    def _check(self, height: int, width: int) -> None:
+        if height > self.max_size[0] or width > self.max_size[1]:
+            raise ValueError(
+                f"a group of {height}x{width} exceeds this relative position bias, made for at most "
+                f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias (position 'dpb') or "
+                "interpolation ('rpb-online'), which serve any size, or a larger table (position_sizes)"
+            )
 
 
 class EnlargedPositionBias(RelativePositionBias):
@@ -276,13 +303,17 @@ class InterpolatedPositionBias(RelativePositionBias):
         super().__init__(max_size, num_heads)
         self.group_size = group_size
 
+    @torch.jit.unused
     def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The biases of groups of any `sizes`, each (h, N, N)."""
+        return spread_table(self._resized, sizes, dtype or self.table.dtype)
 
-        def table(height: int, width: int) -> Tensor:
-            return resize_table(self.table, max(height, self.group_size), max(width, self.group_size))
+    def scriptable_forward(self, height: int, width: int) -> Tensor:
+        """The bias of a group of any size, (h, N, N)."""
+        return gather_bias(self._resized(height, width), height, width)
 
-        return spread_table(table, sizes, dtype or self.table.dtype)
+    def _resized(self, height: int, width: int) -> Tensor:
+        return resize_table(self.table, max(height, self.group_size), max(width, self.group_size))
 
 
 def resize_table(table: Tensor, height: int, width: int) -> Tensor:
@@ -291,8 +322,8 @@ def resize_table(table: Tensor, height: int, width: int) -> Tensor:
     The offset 0 stays in the centre and the largest offsets at the rim: (h, 2·Gh−1, 2·Gw−1) -> (h, 2·height−1,
     2·width−1).
     """
-    size = 2 * height - 1, 2 * width - 1
-    if tuple(table.shape[1:]) == size:
+    size = [2 * height - 1, 2 * width - 1]
+    if list(table.shape[1:]) == size:
         return table
     return F.interpolate(table[None], size, mode="bilinear", align_corners=True)[0]
 

@@ -24,7 +24,9 @@ class Linear(nn.Linear):
     """`nn.Linear`, its result to float32 rounding: (…, in_features) -> (…, out_features)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        if not torch.jit.is_scripting():
+            return linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
     def with_gelu(self, x: Tensor) -> Tensor:
         """GELU of the result."""

@@ -4,8 +4,7 @@ Legend: B batch, C channels, H W map, T = B·H·W rows of tokens in a grouping's
 Maps are B H W C inside the model and B C H W at its border.
 """
 
-from __future__ import annotations
-
+# Annotations stay types here: torch.fx would write a string's into a graph as `_Tensor_`, which TorchScript refuses.
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -24,7 +23,6 @@ from crossformerpp.layers.position import AbsolutePositionEmbedding, DynamicPosi
 from crossformerpp.layers.self_attention import Attention, Distance, build_self_attention
 from crossformerpp.models.stage import CrossFormerBlock, CrossFormerStage, sizes_are_symbols
 
-_MIN_SIZE = 32
 register_notrace_module(
     CrossFormerStage
 )  # torch.fx takes a stage as one node: its grouping follows from the size
@@ -242,13 +240,13 @@ class CrossFormer(nn.Module):
             features (B, H/32, W/32, D4).
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"output_fmt {output_fmt!r}: choose 'NCHW' or 'NHWC'")
+            raise ValueError(f"output_fmt '{output_fmt}': choose 'NCHW' or 'NHWC'")
         take, last = feature_take_indices(len(self.stages), indices)
         maps = []
         x = check_images(x, self.in_chans).permute(0, 2, 3, 1)
-        stages = self.stages[: last + 1] if stop_early else self.stages
-        for i, stage in enumerate(stages):
-            x = stage(x)
+        for i, stage in enumerate(self.stages):
+            if i <= last or not stop_early:
+                x = stage(x)
             if i in take:
                 y = self.norm(x) if norm and i == len(self.stages) - 1 else x
                 maps.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
@@ -290,13 +288,13 @@ def check_images(x: Tensor, in_chans: int) -> Tensor:
     """
     if x.dim() != 4 or x.shape[1] != in_chans:
         raise ValueError(
-            f"input of shape {tuple(x.shape)}: expected (batch, {in_chans}, height, width); "
+            f"input of shape {list(x.shape)}: expected (batch, {in_chans}, height, width); "
             f"a model for other channels is made with in_chans=…"
         )
-    if not sizes_are_symbols(*x.shape[2:]) and min(x.shape[2:]) < _MIN_SIZE:
-        raise ValueError(
-            f"image of {x.shape[2]}x{x.shape[3]}: at least {_MIN_SIZE}x{_MIN_SIZE} is needed; enlarge it"
-        )
+    height, width = x.shape[2], x.shape[3]
+    are_symbols = False if torch.jit.is_scripting() else sizes_are_symbols(height, width)
+    if not are_symbols and min(height, width) < 32:
+        raise ValueError(f"image of {height}x{width}: at least 32x32 is needed; enlarge it")
     return x
 
 

@@ -1,5 +1,8 @@
 """A CrossFormer block and a stage of them (Sec. 3.2, 4.2).
 
+TorchScript compiles no groupings. Where `forward` takes one, a module has a `scriptable_forward` beside it that takes a
+map and gives the same result, in the padded groups that exported graphs have.
+
 Legend: B batch, C channels, D channels out, H W map, T = B·H·W rows of tokens in a grouping's order (grouping.py).
 """
 
@@ -9,6 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from timm.layers import drop_path
 from timm.models import checkpoint
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -70,15 +74,30 @@ class CrossFormerBlock(nn.Module):
         """How this block groups `batch` maps of `height`×`width`."""
         if self.attn.takes_maps:
             return map_order(batch, height, width)
-        interval = self.interval if self.distance == "long" else 1
-        if interval == "adaptive":
-            interval = adaptive_interval(height, width, self.group_size)
         kind: type[MapGrouping] = Grouping
         if sizes_are_symbols(height, width):
             is_plain = self.attn.attn_drop == 0.0 and isinstance(self.attn.position_bias, DynamicPositionBias)
             kind = OpaqueGrouping if is_plain and not torch.compiler.is_exporting() else PaddedGrouping
-        return kind(batch, height, width, self.group_size, interval)
+        return kind(batch, height, width, self.group_size, self._interval_on(height, width))
 
+    def _interval_on(self, height: int, width: int) -> int:
+        if self.distance == "short":
+            return 1
+        return (
+            self.interval
+            if isinstance(self.interval, int)
+            else adaptive_interval(height, width, self.group_size)
+        )
+
+    def scriptable_forward(self, x: Tensor) -> Tensor:
+        """This block and the cooling layer after it: (B, H, W, C) -> (B, H, W, C)."""
+        interval = self._interval_on(x.shape[1], x.shape[2])
+        branch = self.attn.scriptable_forward(self.norm1(x), self.group_size, interval)  # type: ignore[operator]
+        x = x + drop_path(branch, self.drop_path, self.training)
+        x = x + drop_path(self.mlp(self.norm2(x)), self.drop_path, self.training)
+        return x if self.cooling is None else self.cooling(x)
+
+    @torch.jit.unused
     def forward(self, x: Tensor, grouping: MapGrouping) -> Tensor:
         if isinstance(grouping, Grouping) and self._runs_in_chunks(x):
             return self._forward_in_chunks(x, grouping)
@@ -156,6 +175,13 @@ class CrossFormerStage(nn.Module):
         x = self.embedding(x)
         if self.position is not None:
             x = self.position(x)
+        if not torch.jit.is_scripting():
+            return self._through_blocks(x)
+        for block in self.blocks:
+            x = block.scriptable_forward(x)  # type: ignore[operator]
+        return x
+
+    def _through_blocks(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         order: MapGrouping
         order = in_map_order = map_order(B, H, W)
@@ -163,10 +189,7 @@ class CrossFormerStage(nn.Module):
         for block in cast("list[CrossFormerBlock]", self.blocks):
             grouping = block.grouping(B, H, W)
             x = regroup(x, order, grouping)
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, grouping)
-            else:
-                x = block(x, grouping)
+            x = checkpoint(block, x, grouping) if self.grad_checkpointing else block(x, grouping)
             order = grouping
             if block.cooling is not None:
                 x = regroup(x, order, in_map_order).view(B, H, W, C)
