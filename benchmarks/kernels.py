@@ -9,12 +9,14 @@ from rich.table import Table
 
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.layers import Linear
-from crossformerpp.layers.attention import _AttentionByProducts
+from crossformerpp.layers.attention import attend_within
+from crossformerpp.layers.grouping import Groups
 
 #          rows, inputs, outputs: projections of ++S at 224 (stages 1, 3 and 4), batch 1 and 16
 PRODUCTS = [(3136, 64, 256), (196, 256, 1024), (49, 512, 2048), (3136, 256, 1024), (784, 512, 2048)]
-#         groups, tokens, heads: attention of ++S (stages 1 to 4) and of the G = 14 setting's first stage
-GROUPS = [(196, 16, 2), (49, 16, 4), (4, 196, 8), (4, 49, 16), (20, 196, 3)]
+#         groups, tokens, heads: one image in ++S's stages 1 to 4; then chunks with large score maps, of the G = 14
+#         setting's first stage and of ++S's third, for which the fused kernel is the choice
+GROUPS = [(196, 16, 2), (49, 16, 4), (1, 196, 8), (1, 49, 16), (20, 196, 3), (16, 196, 8)]
 
 
 @torch.inference_mode()
@@ -31,13 +33,17 @@ def main() -> None:
             lambda x=x, layer=layer: layer(x),
         )
     for groups, tokens, heads in GROUPS:
-        rows, bias = torch.randn(groups, tokens, 3, heads, 32), torch.randn(heads, tokens, tokens)
-        qkv = rows.permute(2, 0, 3, 1, 4)
+        qkv, bias = torch.randn(groups, tokens, 3 * heads * 32), torch.randn(heads, tokens, tokens)
+
+        def fused(qkv: torch.Tensor = qkv, bias: torch.Tensor = bias, heads: int = heads) -> torch.Tensor:
+            q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None]).transpose(1, 2).flatten(2)
+
         _add(
             table,
             f"attention, {groups} groups of {tokens} tokens, {heads} heads",
-            lambda qkv=qkv, bias=bias: F.scaled_dot_product_attention(*qkv.unbind(0), attn_mask=bias),
-            lambda qkv=qkv, bias=bias: _AttentionByProducts.apply(qkv, bias),
+            fused,
+            lambda qkv=qkv, bias=bias, heads=heads: attend_within(Groups(qkv, 1, 1), heads, bias, 0.0),
         )
     Console(width=120).print(table)
 

@@ -16,7 +16,9 @@ from crossformerpp.layers import (
     expand_per_block,
     linear_group_sizes,
 )
+from crossformerpp.layers.attention import attend_within
 from crossformerpp.layers.cooling import AmplitudeLimiter, GatedCoolingLayer, cooling_layer, is_cooled
+from crossformerpp.layers.grouping import Groups
 
 
 @pytest.mark.parametrize(
@@ -185,3 +187,20 @@ def test_projection_is_seen_by_counters_transforms_and_autocast():
     torch.testing.assert_close(torch.vmap(ours)(x), ours(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("groups", "tokens", "is_fused"), [(3, 49, False), (14, 196, True)])
+def test_kernels_of_inference(
+    groups: int, tokens: int, is_fused: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Small score maps are multiplied in float32, large ones go to PyTorch's fused kernel: the same attention."""
+    qkv, bias = torch.randn(groups, tokens, 3 * 64).to(dtype), torch.randn(2, tokens, tokens).to(dtype)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        out = attend_within(Groups(qkv, 7, tokens // 7), 2, bias, 0.0)
+    q, k, v = qkv.double().view(groups, tokens, 3, 2, 32).permute(2, 0, 3, 1, 4).unbind(0)
+    expected = ((q @ k.transpose(-2, -1)) / 32**0.5 + bias.double()).softmax(-1) @ v
+    assert out.dtype == dtype
+    assert (out.double() - expected.transpose(1, 2).flatten(2)).abs().max() < tolerance
+    names = {event.key for event in profile.key_averages()}
+    assert any("flash_attention_for_cpu" in name for name in names) == is_fused
