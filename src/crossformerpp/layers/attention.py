@@ -128,11 +128,11 @@ def attend_within(group: Groups, num_heads: int, bias: Tensor | None, dropout: f
 
 
 def _takes_batched_products(qkv: Tensor) -> bool:
-    """Whether batched matrix products beat the fused kernel for qkv (3, B·S, h, N, d): on a CPU, in small groups.
+    """Whether qkv (3, B·S, h, N, d) is multiplied in batched products rather than by the fused kernel: on a CPU.
 
-    PyTorch's fused CPU kernel works group by group and head by head, which costs more than the products themselves
-    where these are small, and has no gradient for the bias (docs/performance.md). Large attention maps should not be
-    stored. In half precision the products are taken in float32, as the fused kernel does with scores.
+    PyTorch's fused CPU kernel has no gradient for the bias. In inference it serves large attention maps, which should
+    not be stored; for small ones products are ahead in bfloat16 and near it in float32 (docs/performance.md). In
+    bfloat16 the products are taken in float32, as the fused kernel does with scores.
     """
     if qkv.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_plain_eager(qkv):
         return False
