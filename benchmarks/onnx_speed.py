@@ -22,13 +22,16 @@ from crossformerpp.tasks.saved import open_saved
 
 
 def timed(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each function, called in turn."""
+    """Median milliseconds of each function, called in turn.
+
+    Every turn begins with a call that is not timed: the other library's threads spin on for a while after its last
+    call, and one image through PyTorch took twice its time beside them.
+    """
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    for function in functions.values():
-        function()  # warm-up
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
         for name, function in functions.items():
+            function()
             started = time.perf_counter()
             function()
             taken[name].append(1e3 * (time.perf_counter() - started))
