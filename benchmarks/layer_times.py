@@ -60,22 +60,21 @@ class Stopwatch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self._running[-1] in _WHOLE:
                 return call(*args, **kwargs)
-            self._turn(kind)
+            self._count()
+            self._running.append(kind)
             try:
                 return call(*args, **kwargs)
             finally:
-                self._turn(None)
+                self._count()
+                self._running.pop()
 
         return timed
 
-    def _turn(self, kind: str | None) -> None:
+    def _count(self) -> None:
+        """Credit the time since the last count to what is running."""
         now = time.perf_counter()
         self.seconds[self._running[-1]] += now - self._since
         self._since = now
-        if kind is None:
-            self._running.pop()
-        else:
-            self._running.append(kind)
 
     @contextmanager
     def run(self) -> Iterator[None]:
@@ -84,8 +83,7 @@ class Stopwatch:
         self._since = time.perf_counter()
         with patch.object(stage, "regroup", self.around("grouping", stage.regroup)):
             yield
-        self._turn("rest")
-        self._running.pop()
+        self._count()
 
 
 def watch(model: nn.Module, stopwatch: Stopwatch) -> None:

@@ -189,12 +189,19 @@ def test_projection_is_seen_by_counters_transforms_and_autocast():
         assert ours(x).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize(("groups", "tokens", "is_fused"), [(3, 49, False), (14, 196, True)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "groups", "tokens", "is_fused"),
+    [
+        (torch.float32, 1e-5, 3, 49, True),
+        (torch.bfloat16, 2e-2, 3, 49, False),
+        (torch.bfloat16, 2e-2, 30, 196, False),  # some groups at a time
+        (torch.bfloat16, 2e-2, 1, 728, True),  # scores of one group are too many to be stored
+    ],
+)
 def test_kernels_of_inference(
-    groups: int, tokens: int, is_fused: bool, dtype: torch.dtype, tolerance: float
+    dtype: torch.dtype, tolerance: float, groups: int, tokens: int, is_fused: bool
 ) -> None:
-    """Small score maps are multiplied in float32, large ones go to PyTorch's fused kernel: the same attention."""
+    """On a CPU bfloat16 is multiplied in portions, all else goes to the fused kernel: the same attention."""
     qkv, bias = torch.randn(groups, tokens, 3 * 64).to(dtype), torch.randn(2, tokens, tokens).to(dtype)
     with torch.inference_mode(), torch.profiler.profile() as profile:
         out = attend_within(Groups(qkv, 7, tokens // 7), 2, bias, 0.0)

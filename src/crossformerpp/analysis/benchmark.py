@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,8 +82,8 @@ def bench(
             peaks[key] = max(matmul_peak(DTYPES[setting.dtype], setting.device).values())
         models = {name: build(name, options) for name in names}
         macs = {
-            name: count_complexity(model.to("meta"), (3, setting.height, setting.width)).macs
-            for name, model in ((name, build(name, options)) for name in names)
+            name: count_complexity(deepcopy(model).to("meta"), (3, setting.height, setting.width)).macs
+            for name, model in models.items()
         }
         calls = {name: timed_call(model, setting) for name, model in models.items()}
         timings = time_in_turn(calls, seconds, device=setting.device)

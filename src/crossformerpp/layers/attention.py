@@ -107,43 +107,70 @@ def attend_in_groups(
 
 
 def attend_within(group: Groups, num_heads: int, bias: Tensor | None, dropout: float) -> Tensor:
-    """Eq. 1 within equal groups: B·S N 3C, h N N -> B·S N C."""
+    """Eq. 1 within equal groups: B·S N 3C, h N N -> B·S N C.
+
+    Whatever the kernel, the softmax is in float32. On a CPU PyTorch's fused kernel has no gradient for the bias, and in
+    bfloat16 it takes nearly as long as in float32: products take its place there (docs/performance.md).
+    """
     n, N, width = group.tokens.shape
-    qkv = group.tokens.view(n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # -> 3 B·S h N d
-    if group.is_real is None and bias is not None and dropout == 0.0 and _takes_batched_products(qkv):
-        exact = [t.to(torch.float32, memory_format=torch.contiguous_format) for t in (qkv, bias)]
-        out = _AttentionByProducts.apply(*exact)
+    if (
+        group.is_real is None
+        and bias is not None
+        and dropout == 0.0
+        and _takes_products(group.tokens, num_heads)
+    ):
+        if not torch.is_grad_enabled():
+            return _infer_by_products(group.tokens, num_heads, bias)
+        out = _AttentionByProducts.apply(_heads(group.tokens, num_heads).contiguous(), bias)
     else:
         if group.is_real is not None:
             bias = _masked(bias, group.is_real, group.tokens.dtype)
         elif bias is not None:
             bias = bias[None]  # without the batch's dimension PyTorch's fused CPU kernel is passed over
-        q, k, v = qkv.unbind(0)
+        q, k, v = _heads(group.tokens, num_heads).unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     out = out.transpose(1, 2)
     if torch.compiler.is_exporting():
         # else the graph would hold the memory layout of the kernel that this machine chose
         out = out.clone(memory_format=torch.contiguous_format)
-    return out.to(qkv.dtype, memory_format=torch.contiguous_format).reshape(n, N, width // 3)
+    return out.reshape(n, N, width // 3)
 
 
-def _takes_batched_products(qkv: Tensor) -> bool:
-    """Whether qkv (3, B·S, h, N, d) is multiplied in batched products rather than by the fused kernel: on a CPU.
+def _heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """B·S N 3C -> 3 B·S h N d."""
+    n, N, _ = tokens.shape
+    return tokens.view(n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
 
-    PyTorch's fused CPU kernel has no gradient for the bias. In inference it serves large attention maps, which should
-    not be stored; for small ones products are ahead in bfloat16 and near it in float32 (docs/performance.md). In
-    bfloat16 the products are taken in float32, as the fused kernel does with scores.
-    """
-    if qkv.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_plain_eager(qkv):
+
+def _takes_products(tokens: Tensor, num_heads: int) -> bool:
+    if tokens.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_plain_eager(tokens):
         return False
-    _, n, h, N, _ = qkv.shape
+    N = tokens.shape[1]
     if torch.is_grad_enabled():
-        return qkv.dtype == torch.float32 and N <= _MAX_TOKENS_OF_PRODUCTS
-    return qkv.dtype in (torch.float32, torch.bfloat16) and n * h * N * N <= _MAX_SCORES_OF_PRODUCTS
+        return tokens.dtype == torch.float32 and N <= _MAX_TOKENS_OF_PRODUCTS
+    return tokens.dtype == torch.bfloat16 and num_heads * N * N <= _MAX_SCORES
 
 
 _MAX_TOKENS_OF_PRODUCTS = 256
-_MAX_SCORES_OF_PRODUCTS = 1 << 20
+_MAX_SCORES = 1 << 20  # of an attention map, which stays in the cache
+
+
+def _infer_by_products(tokens: Tensor, num_heads: int, bias: Tensor) -> Tensor:
+    """Eq. 1, as many groups at a time as there is room for: B·S N 3C, h N N -> B·S N C.
+
+    Scores are rounded to the tokens' precision, as under autocast; the bias is added and the softmax taken in float32.
+    """
+    n, N, width = tokens.shape
+    bias = bias.float()
+    out = tokens.new_empty(n, N, num_heads, width // 3 // num_heads)
+    step = max(1, _MAX_SCORES // bias.numel())
+    for some, place in zip(tokens.split(step), out.split(step), strict=True):
+        q, k, v = _heads(some, num_heads).contiguous().flatten(1, 2).unbind(0)  # B·S·h N d
+        scores = torch.bmm(q, k.transpose(1, 2)).view(-1, *bias.shape)
+        attention = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5).softmax(-1).to(q.dtype)
+        values = torch.bmm(attention.flatten(0, 1), v)
+        place.copy_(values.view(-1, num_heads, N, v.shape[-1]).transpose(1, 2))
+    return out.flatten(2)
 
 
 class _AttentionByProducts(torch.autograd.Function):
@@ -194,18 +221,18 @@ def attend_opaquely(
     """`attend_in_groups` as one operator that a compiler does not look into: rows T 3C in map order -> T C."""
     assert isinstance(position_bias, DynamicPositionBias)
     return _opaque_attention(
-        qkv, list(position_bias.parameters()), position_bias.residual, num_heads, *grouping.as_tuple()
+        qkv, list(position_bias.parameters()), position_bias.residual, num_heads, grouping.as_tuple()
     )
 
 
 def _eager_attention(
-    qkv: Tensor, bias_parameters: Sequence[Tensor], residual: bool, num_heads: int, *sizes: int
+    qkv: Tensor, bias_parameters: Sequence[Tensor], residual: bool, num_heads: int, sizes: Sequence[int]
 ) -> Tensor:
     grouping = Grouping(*sizes)
     in_map_order = map_order(*sizes[:3])
 
-    def position_bias(sizes: Sequence[tuple[int, int]], dtype: torch.dtype | None) -> list[Tensor]:
-        return spread_table(lambda h, w: dynamic_bias_table(bias_parameters, residual, h, w), sizes, dtype)
+    def position_bias(sides: Sequence[tuple[int, int]], dtype: torch.dtype | None) -> list[Tensor]:
+        return spread_table(lambda h, w: dynamic_bias_table(bias_parameters, residual, h, w), sides, dtype)
 
     out = attend_in_groups(regroup(qkv, in_map_order, grouping), num_heads, position_bias, grouping)
     return regroup(out, grouping, in_map_order)
@@ -217,15 +244,10 @@ def _opaque_attention(
     bias_parameters: list[Tensor],
     residual: bool,
     num_heads: int,
-    batch: int,
-    height: int,
-    width: int,
-    group_size: int,
-    interval: int,
+    sizes: Sequence[int],  # `Grouping.as_tuple`
 ) -> Tensor:
-    sizes = (batch, height, width, group_size, interval)
     # the operator must not hand out its input's memory, nor a view of it
-    return _eager_attention(qkv, bias_parameters, residual, num_heads, *sizes).contiguous()
+    return _eager_attention(qkv, bias_parameters, residual, num_heads, sizes).contiguous()
 
 
 @torch.library.custom_op("crossformerpp::group_attention_backward", mutates_args=())
@@ -235,18 +257,13 @@ def _opaque_attention_backward(
     bias_parameters: list[Tensor],
     residual: bool,
     num_heads: int,
-    batch: int,
-    height: int,
-    width: int,
-    group_size: int,
-    interval: int,
+    sizes: Sequence[int],
 ) -> list[Tensor]:
     # An operator's kernel runs below autograd; recomputing with gradients needs it back.
     keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     with torch._C._ForceDispatchKeyGuard(keys[0], keys[1] - _AUTOGRAD_KEYS), torch.enable_grad():
         inputs = [t.detach().requires_grad_() for t in (qkv, *bias_parameters)]
-        sizes = (batch, height, width, group_size, interval)
-        out = _eager_attention(inputs[0], inputs[1:], residual, num_heads, *sizes)
+        out = _eager_attention(inputs[0], inputs[1:], residual, num_heads, sizes)
         return [g.contiguous() for g in torch.autograd.grad(out, inputs, grad)]
 
 
@@ -293,7 +310,7 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self._is_plain():
+        if self.is_plain_inference():
             return self.fc2(self.fc1.with_gelu(x))
         hidden = self.fc1(x)
         active = self.act(hidden)
@@ -314,7 +331,7 @@ class Mlp(nn.Module):
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             return self.fc2(active)
 
-    def _is_plain(self) -> bool:
+    def is_plain_inference(self) -> bool:
         """Whether this is an inference, with the parts as they were built and nobody watching them."""
         parts = (self.fc1, self.act, self.drop)
         return (

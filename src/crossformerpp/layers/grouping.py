@@ -59,14 +59,22 @@ class Groups(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Grouping:
-    """Groups of real tokens for `batch` maps of `height`×`width`; the module's text says how."""
+class _GroupedMaps:
+    """`batch` maps of `height`×`width` and the groups that they are cut into."""
 
     batch: int
     height: int
     width: int
     group_size: int
     interval: int = 1
+
+    def as_tuple(self) -> tuple[int, int, int, int, int]:
+        return self.batch, self.height, self.width, self.group_size, self.interval
+
+
+@dataclass(frozen=True)
+class Grouping(_GroupedMaps):
+    """Groups of real tokens, without padding; the module's text says how."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -124,14 +132,8 @@ class SamePart:
 
 
 @dataclass(frozen=True)
-class _InMapOrder:
-    """`batch` maps of `height`×`width`, symbols perhaps, whose rows lie as in a (B, H, W) map."""
-
-    batch: int
-    height: int
-    width: int
-    group_size: int
-    interval: int = 1
+class _InMapOrder(_GroupedMaps):
+    """Maps of sizes that may be symbols, with rows that lie as in a (B, H, W) map."""
 
     @property
     def is_map_order(self) -> bool:
@@ -219,9 +221,6 @@ class OpaqueGrouping(_InMapOrder):
     For `torch.compile` with symbolic H and W. The operator sees real sizes, so one graph serves all of them, and
     nothing is padded.
     """
-
-    def as_tuple(self) -> tuple[int, int, int, int, int]:
-        return self.batch, self.height, self.width, self.group_size, self.interval
 
 
 MapGrouping = Grouping | PaddedGrouping | OpaqueGrouping

@@ -46,13 +46,13 @@ def takes_operator(norm1: nn.Module, attn: nn.Module, norm2: nn.Module, mlp: nn.
         return False
     layers: Any = (norm1, attn.qkv, attn.proj, norm2, mlp.fc1, mlp.fc2)
     kinds = (nn.LayerNorm, Linear, Linear, nn.LayerNorm, Linear, Linear)
-    others: Any = (attn.position_bias, attn.proj_drop, mlp.act, mlp.drop)
+    others: Any = (attn.position_bias, attn.proj_drop)
     return (
-        tuple(type(layer) for layer in layers) == kinds
-        and tuple(type(part) for part in others) == (DynamicPositionBias, nn.Dropout, nn.GELU, nn.Dropout)
+        mlp.is_plain_inference()
+        and tuple(type(layer) for layer in layers) == kinds
+        and tuple(type(part) for part in others) == (DynamicPositionBias, nn.Dropout)
         and all(layer.weight is not None and layer.bias is not None for layer in layers)
-        and mlp.act.approximate == "none"
-        and not any(part.training for part in (attn, mlp, *others))
+        and not any(part.training for part in (attn, *others))
         and not any(
             part._forward_hooks or part._forward_pre_hooks
             for part in (*layers, attn, mlp, *others, *others[0].modules())
@@ -81,11 +81,7 @@ def run_operator(
         norm1.eps,
         norm2.eps,
         isinstance(grouping, OpaqueGrouping),
-        grouping.batch,
-        grouping.height,
-        grouping.width,
-        grouping.group_size,
-        grouping.interval,
+        grouping.as_tuple(),
     )
 
 
@@ -99,19 +95,15 @@ def _opaque_block(
     eps1: float,
     eps2: float,
     is_in_map_order: bool,
-    batch: int,
-    height: int,
-    width: int,
-    group_size: int,
-    interval: int,
+    sizes: Sequence[int],  # `Grouping.as_tuple`
 ) -> Tensor:
-    grouping, map_rows = Grouping(batch, height, width, group_size, interval), map_order(batch, height, width)
+    grouping, map_rows = Grouping(*sizes), map_order(*sizes[:3])
     rows = regroup(x, map_rows, grouping) if is_in_map_order else x.contiguous()
-    sizes = [(part.height, part.width) for part in grouping.parts]
+    sides = [(part.height, part.width) for part in grouping.parts]
     biases = _biases_of(bias_parameters[0].data_ptr()).recall(
-        bias_parameters, sizes, x.dtype, lambda h, w: dynamic_bias_table(bias_parameters, residual, h, w)
+        bias_parameters, sides, x.dtype, lambda h, w: dynamic_bias_table(bias_parameters, residual, h, w)
     )
-    bias_of = dict(zip(sizes, biases, strict=True))
+    bias_of = dict(zip(sides, biases, strict=True))
     out = torch.empty_like(rows)
     for start, stop, part in grouping.chunks(max(1, CHUNK_ELEMENTS // x.shape[-1])):
         out[start:stop] = _infer(rows[start:stop], layers, bias_of, num_heads, eps1, eps2, part)
