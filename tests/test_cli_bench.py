@@ -39,6 +39,9 @@ def test_rows_fit_together_and_are_written(tmp_path):
         (["no_such_model", *FAST], "unknown model 'no_such_model'"),
         (["literal:resnet18", *FAST], "no literal implementation of 'resnet18'"),
         (["crossformer_tiny", "--size", "a"], "size 'a'"),
+        (["crossformer_tiny", *FAST, "--options", "3"], "--options '3': expected a mapping"),
+        (["crossformer_tiny", *FAST, "--options", "group_size: 7"], "options of crossformer_tiny: "),
+        (["resnet18", *FAST, "--options", "group_size: 7"], "none is among resnet18"),
     ],
 )
 def test_mistakes_are_one_line(arguments, match, capsys):

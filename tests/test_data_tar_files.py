@@ -76,6 +76,9 @@ def test_imagenets_two_tar_files_are_read_in_place(tmp_path: Path, cache: Path) 
             assert train.open(index).getpixel((0, 0)) == (train.labels[index], index % 4, 0)
         assert train.names[5] == "n01443537/n01443537_1.JPEG"
         assert len(list(cache.rglob("*.npz"))) == 1
+    for index_file in cache.rglob("*.npz"):
+        index_file.write_bytes(index_file.read_bytes()[:-30])  # cut short: it is searched again
+    assert len(open_imagenet_tars(tmp_path, "train")) == 12
     val = open_imagenet_tars(tmp_path, "val", train.class_names)
     assert [val.open(index).getpixel((0, 0)) for index in range(3)] == [(9, 1, 0), (9, 2, 0), (9, 3, 0)]
     assert val.labels == [2, 0, 1]

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 
 from crossformerpp import engine
 from crossformerpp.engine import callbacks
+from crossformerpp.engine.files import RunFolder
 from crossformerpp.recipes.load import load_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.classification.module import ClassificationModule
@@ -214,6 +216,11 @@ def test_learning_rate_of_every_step_is_that_of_the_schedule(
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
+def test_the_end_of_a_run_is_judged_whatever_its_length(tmp_path: Path) -> None:
+    engine.train(tiny_recipe("trainer.steps=3"), tmp_path / "run")
+    assert [int(step) for step, *_ in evaluations(tmp_path / "run")] == [2, 3]
+
+
 def test_a_finished_run_is_only_evaluated_again(whole: Path) -> None:
     before = last(whole)
     metrics = engine.resume(whole)
@@ -239,6 +246,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_checkpoint(
     state = last(tmp_path / "run")
     assert state["global_step"] == 2
     assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+def test_another_processs_loss_that_is_no_number_keeps_this_one_from_saving(whole: Path) -> None:
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda bad, all: True))
+    guard = callbacks.LossGuard(RunFolder(whole))
+    guard.check()
+    with pytest.raises(engine.LossNotFiniteError, match=r"no number in another process; .*last\.ckpt"):
+        callbacks.Saver(guard.run, 1, 1, 4, guard).save(trainer)
 
 
 def test_a_save_that_fails_leaves_the_last_checkpoint(
@@ -269,7 +284,10 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
         ("trainer.batch_size=2000", r"a batch of 2000 is more than the 1347 training samples; say --set"),
         ("trainer.accumulate=64", r"mixup and cutmix pair the images of a batch, which are 1"),
         ("trainer.devices=3", r"batch_size 64 must be a multiple of devices × accumulate = 3 × 1"),
-        ("schedule.warmup_steps=4", r"the warm-up is as long as the run \(4 steps\)"),
+        (
+            "schedule.warmup_steps=4",
+            r"warm-up takes 4 steps, and the whole run has 4; .*schedule\.warmup_steps=0",
+        ),
         (
             "model.name=crossformerpp_smal",
             r"no model 'crossformerpp_smal'; did you mean crossformerpp_small\?",

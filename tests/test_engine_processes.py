@@ -146,6 +146,15 @@ def test_what_torchrun_or_slurm_started_is_what_trains(monkeypatch: pytest.Monke
     assert processes.layout(section) == ("auto", 1)
 
 
+def test_batch_norm_is_synchronised_where_several_gpus_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    two, not_so = ["trainer.devices=2", "trainer.accelerator=auto"], "trainer.sync_batchnorm=false"
+    assert not processes.settings(tiny_recipe(*two))["sync_batchnorm"]  # CPUs
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert processes.settings(tiny_recipe(*two))["sync_batchnorm"]
+    assert not processes.settings(tiny_recipe(*two, not_so))["sync_batchnorm"]
+    assert not processes.settings(tiny_recipe(*two, "trainer.devices=1"))["sync_batchnorm"]
+
+
 def test_sharded_training_wants_gpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp needs GPUs; on CPUs say ddp"):
         engine.train(tiny_recipe("trainer.strategy=fsdp"), tmp_path / "run")

@@ -9,7 +9,7 @@ import crossformerpp  # noqa: F401  (registers the models)
 from crossformerpp.checkpoints import from_released, to_released
 from released import VARIANTS, drawn_input, released_outputs, released_shapes, released_weights
 
-TOLERANCE = 2e-4  # of the largest magnitude
+TOLERANCE = 5e-6  # of the largest magnitude
 OUTPUTS = released_outputs()
 DENSE = [(name, case) for name, answers in OUTPUTS.items() for case in answers.get("dense", [])]
 

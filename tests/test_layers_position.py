@@ -25,6 +25,18 @@ def test_table_equals_the_mlp_on_every_pair(size, residual):
     torch.testing.assert_close(dpb([size])[0], direct_bias(dpb, *size), atol=1e-5, rtol=1e-5)
 
 
+def test_replicas_without_parameters_have_weights():
+    """What `nn.DataParallel` runs: modules whose weights are plain attributes."""
+    dpb = _dpb()
+    assert all(a is b for a, b in zip(dpb.weights(), dpb.parameters(), strict=True))
+    expected, replica = dpb([(3, 5)])[0], copy.deepcopy(dpb)
+    for module in replica.modules():
+        for name in list(module._parameters):
+            module.__dict__[name] = module._parameters.pop(name).detach()
+    assert not list(replica.parameters())
+    torch.testing.assert_close(replica([(3, 5)])[0], expected)
+
+
 def test_sizes_share_one_table():
     dpb = _dpb()
     together = dpb([(7, 7), (3, 7), (7, 2)])

@@ -186,6 +186,7 @@ def test_heads_and_pooling():
         assert torch.equal(model(x), pooled)
         model.reset_classifier(0, "")
         assert torch.equal(model(x), features)
+        assert model.global_pool == ""
         torch.testing.assert_close(
             _tiny(global_pool="max").forward_head(features, pre_logits=True), features.amax((1, 2))
         )

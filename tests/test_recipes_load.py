@@ -104,3 +104,6 @@ def test_a_folder_of_data_takes_the_place_of_the_built_in_one(tmp_path: Path) ->
     assert isinstance(recipe, ClassificationRecipe)
     assert recipe.data.source == "folder"
     assert recipe.data.root == tmp_path
+    for name in ("digit_scenes/mask_rcnn", "digit_scenes/upernet"):
+        assert load_recipe(name, root=tmp_path).data.source == "folder"
+    assert load_recipe("ade20k/upernet_crossformer_small", root=tmp_path).data.source == "ade20k"

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +131,27 @@ def test_predicts_what_was_evaluated(run, scenes, tmp_path):
     assert shares == sorted(shares, reverse=True)
 
 
+def test_pictures_of_one_image_do_not_replace_anothers(tmp_path):
+    class Masks:
+        def __call__(self, image):
+            return self
+
+        def pictures(self, image):
+            return {"": image, "_mask": image}
+
+        def to_json(self):
+            return {}
+
+    paths = [tmp_path / "x.png", tmp_path / "x_mask.png", tmp_path / "below" / "x.png"]
+    paths[2].parent.mkdir()
+    for path in paths:
+        Image.new("RGB", (40, 40)).save(path)
+    results = list(predict.predict(Masks(), paths, tmp_path / "out"))
+    assert [path.name for result in results for path in result.pictures] == [
+        "x.png", "x_mask.png", "x_mask_2.png", "x_mask_2_mask.png", "x_2.png", "x_2_mask.png",
+    ]  # fmt: skip
+
+
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(scenes, tmp_path, monkeypatch):
     settings = {"steps": 3, "eval_every": 3}
     engine.train(recipe(scenes, "upernet", **settings), tmp_path / "whole")
@@ -223,17 +243,3 @@ def test_a_mask_that_does_not_fit_stops_training_with_one_clean_line(scenes, tmp
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"crossformer: {tmp_path}/bad/masks/train/0000")
     assert "value 77 is no label; with 11 classes labels are 0 to 10" in said
-
-
-def test_batch_norm_is_synchronised_where_several_gpus_train(scenes):
-    module = find_task("segmentation").module(recipe(scenes, "upernet"), [str(i) for i in range(11)])
-    keys = set(module.model.state_dict())
-    for world_size, kind in ((1, "cuda"), (2, "cpu"), (2, "cuda")):
-        module._trainer = SimpleNamespace(
-            world_size=world_size, strategy=SimpleNamespace(root_device=torch.device(kind))
-        )
-        module.configure_model()
-        synchronised = [isinstance(m, torch.nn.SyncBatchNorm) for m in module.model.modules()]
-        assert any(synchronised) == ((world_size, kind) == (2, "cuda"))
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in module.model.modules())
-    assert set(module.model.state_dict()) == keys

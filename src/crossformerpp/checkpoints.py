@@ -15,7 +15,6 @@ file named in the pretrained configuration, since `checkpoint_path` knows whole 
 """
 
 import difflib
-import os
 import pickle
 import re
 import warnings
@@ -30,6 +29,7 @@ import timm
 import torch
 from torch import Tensor
 
+from crossformerpp.data.writing import replacing
 from crossformerpp.models import VARIANTS
 
 T = TypeVar("T")
@@ -326,15 +326,7 @@ def _some(names: list[str], separator: str = ", ", limit: int = 4) -> str:
 
 
 def _write(weights: Mapping[str, Tensor], destination: Path, metadata: dict[str, str]) -> None:
-    """Write beside the destination, then rename: whoever reads it sees the old file or the new one, whole."""
     # safetensors wants dense tensors that share no memory
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
-    unfinished = destination.with_name(f".{destination.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(safetensors.torch.save(own, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(destination)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(destination) as file:
+        file.write(safetensors.torch.save(own, metadata))

@@ -5,7 +5,7 @@ PyTorch is imported where a checkpoint needs it; exported ONNX files do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +104,14 @@ def predict(
     results: list[dict[str, Any]] = []
     taken: set[str] = set()
     for path in images:
-        result = _predict_one(predictor, path, out, _unused_stem(path.stem, taken))
+        result = _predict_one(predictor, path, out, taken)
         results.append(result.to_json())
         yield result
     if out is not None:
         write_json(out / "predictions.json", results)
 
 
-def _predict_one(predictor: Predictor, path: Path, out: Path | None, stem: str) -> Predicted:
+def _predict_one(predictor: Predictor, path: Path, out: Path | None, taken: set[str]) -> Predicted:
     try:
         image = read_image(path)
         require_size(image, str(path))
@@ -120,17 +120,19 @@ def _predict_one(predictor: Predictor, path: Path, out: Path | None, stem: str) 
     prediction = predictor(image)
     pictures = []
     if out is not None:
-        for suffix, picture in prediction.pictures(image).items():
+        drawn = prediction.pictures(image)
+        stem = _unused_stem(path.stem, drawn, taken)
+        for suffix, picture in drawn.items():
             pictures.append(out / f"{stem}{suffix}.png")
             picture.save(pictures[-1])
     return Predicted(path, prediction, tuple(pictures))
 
 
-def _unused_stem(stem: str, taken: set[str]) -> str:
-    """The stem, numbered if images of several folders share it."""
+def _unused_stem(stem: str, suffixes: Collection[str], taken: set[str]) -> str:
+    """The stem, numbered if it would give a picture a name that another image's picture has."""
     name, number = stem, 1
-    while name in taken:
+    while not taken.isdisjoint(name + suffix for suffix in suffixes):
         number += 1
         name = f"{stem}_{number}"
-    taken.add(name)
+    taken.update(name + suffix for suffix in suffixes)
     return name

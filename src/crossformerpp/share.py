@@ -78,7 +78,7 @@ def write_folder(
     data = recipe.data
     config = {
         "input_size": (3, data.size, data.size),
-        "crop_pct": data.size / (data.eval_resize or round(data.size / 0.875)),
+        "crop_pct": data.size / data.eval_resize if data.eval_resize else 0.875,
         "interpolation": data.interpolation,
         "mean": data.mean,
         "std": data.std,

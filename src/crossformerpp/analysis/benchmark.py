@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -74,7 +75,14 @@ def bench(
         Per setting a measurement of every model. `peak_share` is of the fastest matrix product measured here in the
         same type; a training step counts as three forward passes. `speed_ratio` is the last model's median time over
         this one's.
+
+    Raises:
+        ValueError: As `build`; or options are given, and no CrossFormer.
     """
+    if options and not any(name.removeprefix(LITERAL) in VARIANTS for name in names):
+        raise ValueError(
+            f"options {dict(options)} are for CrossFormers, and none is among {', '.join(names)}"
+        )
     peaks: dict[tuple[str, str], float] = {}
     for setting in settings:
         key = setting.dtype, setting.device
@@ -110,7 +118,7 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """A model with random weights, the same at every call.
 
     Raises:
-        ValueError: The name is unknown, or the literal implementation is not at hand.
+        ValueError: The name is unknown, the literal implementation is not at hand, or it takes no such option.
     """
     torch.manual_seed(0)
     variant = name.removeprefix(LITERAL)
@@ -124,10 +132,15 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
                 f"{name!r} is part of the source tree, not of the package: run this in a checkout's folder "
                 "as `python -m crossformerpp bench …`"
             ) from None
-        return literal.LiteralCrossFormer(**{**VARIANTS[variant], **(options or {})})
-    if not timm.is_model(name):
+        make = partial(literal.LiteralCrossFormer, **VARIANTS[variant])
+    elif timm.is_model(name):
+        make = partial(timm.create_model, name)
+    else:
         raise ValueError(f"unknown model {name!r}: `timm.list_models()` lists what there is")
-    return timm.create_model(name, **(options or {}) if name in VARIANTS else {})
+    try:
+        return make(**(options or {}) if variant in VARIANTS else {})
+    except TypeError as error:
+        raise ValueError(f"options of {name}: {error}") from None
 
 
 def timed_call(model: nn.Module, setting: Setting) -> Callable[[], Any]:
@@ -143,7 +156,7 @@ def timed_call(model: nn.Module, setting: Setting) -> Callable[[], Any]:
     from torch._inductor import config
 
     with torch.no_grad(), config.patch(freezing=True):
-        compiled = torch.compile(model)
+        compiled = torch.compile(model, dynamic=False)  # as if alone, whatever sizes came before
         compiled(x)
     return torch.no_grad()(lambda: compiled(x))
 
@@ -152,7 +165,7 @@ def _training_step(model: nn.Module, x: Tensor, setting: Setting) -> Callable[[]
     dtype = DTYPES[setting.dtype]
     target = torch.zeros(len(x), dtype=torch.long, device=setting.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    forward = torch.compile(model) if setting.compiled else model
+    forward = torch.compile(model, dynamic=False) if setting.compiled else model
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

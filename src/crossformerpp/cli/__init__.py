@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say = getattr(error, "format_message", None)
         if os.environ.get("CROSSFORMER_TRACEBACK") or not (say or isinstance(error, (ValueError, OSError))):
             raise
-        # a worker process that reads data has its traceback before what it has to say
-        _fail(say() if say else str(error).rpartition("\nValueError: ")[2], USER_ERROR)
+        _fail(say() if say else str(error), USER_ERROR)
     sys.exit(status or 0)
 
 

@@ -190,14 +190,10 @@ def _choose_groups(
 
 
 def _open(name: str, options: str, size: int | None) -> Network:
-    import yaml
-
+    from crossformerpp.recipes.load import parse_options
     from crossformerpp.tasks.network import open_network
 
-    values = yaml.safe_load(options)
-    if not isinstance(values, dict):
-        raise ValueError(f"--options {options!r}: expected a mapping such as 'cooling: 3'")
-    return open_network(name, values, size)
+    return open_network(name, parse_options(options), size)
 
 
 def _claim(out: Path | None, overwrite: bool) -> Path:

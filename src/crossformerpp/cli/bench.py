@@ -24,7 +24,9 @@ def bench(
     training: Annotated[bool, typer.Option("--train", help="A whole training step.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    options: Annotated[str, typer.Option(help="YAML mapping, e.g. 'group_sizes: [14, 14, 7, 7]'.")] = "{}",
+    options: Annotated[
+        str, typer.Option(help="YAML mapping for CrossFormers, e.g. 'group_sizes: [14, 14, 7, 7]'.")
+    ] = "{}",
     seconds: Annotated[float, typer.Option(help="About how long to time each setting.")] = 10.0,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.csv and bench.png.")] = None,
     overwrite: Overwrite = False,
@@ -32,10 +34,10 @@ def bench(
 ) -> None:
     """Time models in turn in one process: median, images/s, share of the machine's peak, memory."""
     import torch
-    import yaml
 
     from crossformerpp.analysis.benchmark import Setting
     from crossformerpp.analysis.benchmark import bench as measure
+    from crossformerpp.recipes.load import parse_options
 
     if out is not None and not overwrite and (out / "bench.csv").exists():
         raise ValueError(f"{out / 'bench.csv'} exists: choose another folder or say --overwrite")
@@ -45,7 +47,7 @@ def bench(
         Setting(batch_size, *_sides(text), dtype, compiled, training, device)
         for text, batch_size in itertools.product(size, batch)
     ]
-    found = measure(models, settings, yaml.safe_load(options), seconds)
+    found = measure(models, settings, parse_options(options), seconds)
     rows = [asdict(row) for row in track(found, len(settings) * len(models), "timing")]
     if out is not None:
         _write(rows, out)

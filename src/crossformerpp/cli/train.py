@@ -58,7 +58,7 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory or a checkpoint.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, or a file of `convert`.")],
     data: Annotated[
         Path | None, typer.Option("--data", help="Other data: a folder as for train, or of class folders.")
     ] = None,

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -88,7 +87,7 @@ class TrainCrops(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.source.open(index)
-        return self.view(image_bytes(image), torch.from_numpy(labels.astype(np.int64)))
+        return self.view(TF.pil_to_tensor(image), torch.from_numpy(labels.astype(np.int64)))
 
 
 class WholeImages(Dataset):
@@ -102,9 +101,4 @@ class WholeImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         image, labels = self.source.open(index)
-        return image_bytes(image), torch.from_numpy(labels), index
-
-
-def image_bytes(image: Image.Image) -> Tensor:
-    """An RGB image as 3 × H × W bytes."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return TF.pil_to_tensor(image), torch.from_numpy(labels), index

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.data.coco import CocoImage, CocoObject, CocoSet
 from crossformerpp.data.images import read_image
@@ -50,7 +51,7 @@ class TrainImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.coco.images[index]
-        image = to_tensor(open_image(entry))
+        image = pil_to_tensor(open_image(entry))
         things = [thing for thing in entry.objects if not thing.is_crowd]
         size = (entry.height, entry.width)
         boxes = torch.tensor([thing.box for thing in things]).view(-1, 4)
@@ -76,7 +77,7 @@ class EvalImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.coco.images[index]
-        return to_tensor(open_image(entry)), truth(entry, self.with_masks)
+        return pil_to_tensor(open_image(entry)), truth(entry, self.with_masks)
 
 
 def truth(entry: CocoImage, with_masks: bool) -> Target:
@@ -120,11 +121,6 @@ def open_image(entry: CocoImage) -> Image.Image:
             f"{entry.width}x{entry.height}; `crossformer data check` finds all such images"
         )
     return image
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> 3 × H × W bytes."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def decode_masks(things: Sequence[CocoObject], height: int, width: int) -> Tensor:

@@ -82,7 +82,10 @@ class MaskCode:
 
     def _from_colors(self, pixels: np.ndarray, path: Path) -> np.ndarray:
         if self.palette is None:
-            raise ValueError(f"{path}: a mask of colours needs a palette: say --set data.palette=FILE.csv")
+            raise ValueError(
+                f"{path}: a mask of colours needs a palette: say --set data.palette=FILE.csv, or --palette FILE.csv "
+                "to `data check`"
+            )
         colors = [*self.palette.colors, *self.palette.ignored]
         labels = [*range(len(self.palette.colors)), *[IGNORED] * len(self.palette.ignored)]
         codes = _codes(np.asarray(colors))

@@ -27,6 +27,7 @@ from PIL import Image
 
 from crossformerpp.data.digits import NAMES, load_digits
 from crossformerpp.data.photographs import Half, open_photographs
+from crossformerpp.data.writing import cache_folder
 
 _MARKER = "digit_scenes.json"
 _RECIPE = 2  # counts changes of what is drawn
@@ -86,8 +87,7 @@ def write_digit_scenes(
 
 def default_folder(train: int, val: int, size: int, seed: int) -> Path:
     """Where recipes that name no folder keep their scenes: in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "crossformerpp" / f"digit_scenes-{train}-{val}-{size}-{seed}"
+    return cache_folder() / f"digit_scenes{_RECIPE}-{train}-{val}-{size}-{seed}"
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:

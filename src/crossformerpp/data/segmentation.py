@@ -22,9 +22,7 @@ from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image
 from crossformerpp.data.mask_files import (
     MASK_EXTENSIONS,
     MAX_CLASSES,
-    Color,
     MaskCode,
-    default_colors,
     read_palette,
 )
 from crossformerpp.data.split import Which
@@ -39,7 +37,6 @@ class MaskedImages:
 
     Attributes:
         names: What to call each sample: its path below the folder of images.
-        colors: In which pictures show the classes.
         without_mask: Images that have none, and are left out.
         without_image: Masks that have none.
     """
@@ -48,7 +45,6 @@ class MaskedImages:
     masks: list[Path]
     names: list[str]
     class_names: list[str]
-    colors: list[Color]
     code: MaskCode
     without_mask: list[Path]
     without_image: list[Path]
@@ -85,7 +81,7 @@ def open_ade20k(root: Path, which: Which) -> MaskedImages:
         )
     code = MaskCode(len(ade20k.NAMES), ignore_value=0, first=1)
     pairs = _pair(root / "images" / folder, root / "annotations" / folder)
-    return _assemble(pairs, ade20k.NAMES, ade20k.COLORS, code)
+    return _assemble(pairs, ade20k.NAMES, code)
 
 
 def open_folder(
@@ -114,7 +110,6 @@ def open_folder(
     table = None if palette is None else read_palette(palette)
     names = _class_names(root, class_names, None if table is None else table.names, trained)
     code = MaskCode(len(names), ignore_value, palette=table)
-    colors = default_colors(len(names)) if table is None else table.colors
     images, masks = root / "images", root / "masks"
     for folder in (images, masks):
         if not folder.is_dir():
@@ -124,11 +119,11 @@ def open_folder(
         half = "train" if which == "train" else "val"
         if half not in halves:
             raise ValueError(f"{images}: there is no {half}/ beside {halves[0]}/")
-        return _assemble(_pair(images / half, masks / half), names, colors, code)
+        return _assemble(_pair(images / half, masks / half), names, code)
     pairs = _pair(images, masks)
     if which != "test":
         pairs = _split(pairs, which, val_fraction, seed, root)
-    return _assemble(pairs, names, colors, code)
+    return _assemble(pairs, names, code)
 
 
 def has_masks(root: Path) -> bool:
@@ -201,7 +196,7 @@ def _split(pairs: _Pairs, which: Which, val_fraction: float, seed: int, root: Pa
     )
 
 
-def _assemble(pairs: _Pairs, names: list[str], colors: list[Color], code: MaskCode) -> MaskedImages:
+def _assemble(pairs: _Pairs, names: list[str], code: MaskCode) -> MaskedImages:
     if pairs.without_mask:
         warnings.warn(
             f"{len(pairs.without_mask)} of {len(pairs.found) + len(pairs.without_mask)} images have no mask "
@@ -213,7 +208,6 @@ def _assemble(pairs: _Pairs, names: list[str], colors: list[Color], code: MaskCo
         masks=[mask for _, mask in pairs.found],
         names=[image.relative_to(pairs.folder).as_posix() for image, _ in pairs.found],
         class_names=names,
-        colors=colors,
         code=code,
         without_mask=pairs.without_mask,
         without_image=pairs.without_image,

@@ -6,8 +6,8 @@ resumed run goes on with the very next batch.
 """
 
 import hashlib
-import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -20,7 +20,7 @@ from crossformerpp.data.classification import LabelledImages, Names, relabel
 from crossformerpp.data.devkit import read_val_labels
 from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.split import Which
-from crossformerpp.data.writing import replacing
+from crossformerpp.data.writing import cache_folder, replacing
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 END_BLOCK = 512  # of zeros, at least one at the end of a tar file
@@ -154,12 +154,12 @@ def _index(path: Path, search: Callable[[Path], Iterator[Found]]) -> dict[str, n
     """What the tar file holds, remembered in the user's cache: ImageNet's headers take minutes to read."""
     status = path.stat()
     key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {search.__name__}"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossformerpp"
+    folder = cache_folder()
     cached = folder / f"tar-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     try:
         with np.load(cached, allow_pickle=False) as content:
             return dict(content)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         pass  # not there yet, or damaged: search again
     try:
         found = list(search(path))

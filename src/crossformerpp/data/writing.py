@@ -46,6 +46,11 @@ def claim_folder(folder: Path, overwrite: bool) -> Path:
     return folder
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept, in the user's cache; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossformerpp"
+
+
 def fresh_folder(base: Path) -> Path:
     """`base`, or the first of base-2, base-3, … that does not exist."""
     folder, number = base, 1

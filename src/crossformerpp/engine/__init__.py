@@ -222,7 +222,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         section, 1 if section.epochs else section.eval_every
     )
     guard = LossGuard(run)
-    saver = Saver(run, save_every, eval_every, guard)
+    saver = Saver(run, save_every, eval_every, plan.steps, guard)
     # each relies on those before it: a save wants sound weights and a written log, a stop wants a save
     callbacks = [
         SeedEachBatch(section.seed),

@@ -65,20 +65,25 @@ class LossGuard(Callback):
         if loss.device.type == "cpu":
             self.check()
 
-    def check(self) -> None:
-        """
+    def check(self, trainer: pl.Trainer | None = None) -> None:
+        """Of this process, or of all of the trainer's: gradients are shared, and so is what spoils them.
+
         Raises:
             LossNotFiniteError: Names the step and the last good checkpoint.
         """
         step = math.inf if self.first_bad is None else self.first_bad.item()
-        if math.isfinite(step):
+        is_bad = math.isfinite(step)
+        if trainer is not None:
+            is_bad = trainer.strategy.reduce_boolean_decision(is_bad, all=False)
+        if is_bad:
+            place = f"at step {step:.0f}" if math.isfinite(step) else "in another process"
             good = (
                 f"the last good checkpoint is {self.run.last}"
                 if self.run.last.exists()
                 else "none was saved yet"
             )
             raise LossNotFiniteError(
-                f"the loss is not a number at step {step:.0f}; {good}. A lower optim.lr, a longer warm-up or "
+                f"the loss is not a number {place}; {good}. A lower optim.lr, a longer warm-up or "
                 "trainer.precision=32-true may help"
             )
 
@@ -89,8 +94,8 @@ class Saver(Callback):
     A checkpoint that was saved before its evaluation is marked, and resuming from it begins with that.
     """
 
-    def __init__(self, run: RunFolder, every: int, eval_every: int, guard: LossGuard) -> None:
-        self.run, self.every, self.eval_every, self.guard = run, every, eval_every, guard
+    def __init__(self, run: RunFolder, every: int, eval_every: int, steps: int, guard: LossGuard) -> None:
+        self.run, self.every, self.eval_every, self.steps, self.guard = run, every, eval_every, steps, guard
         self.best: float | None = None
         self.evaluated_step = 0
         self.saved_step = 0
@@ -102,8 +107,8 @@ class Saver(Callback):
         self.best, self.evaluated_step = state_dict["best"], state_dict["evaluated_step"]
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether an evaluation follows this step."""
-        return step % self.eval_every == 0
+        """Whether an evaluation follows this step; one follows the last."""
+        return step % self.eval_every == 0 or step == self.steps
 
     def is_pending(self, step: int) -> bool:
         """Whether the run stopped between this step and the evaluation that follows it."""
@@ -138,7 +143,7 @@ class Saver(Callback):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save last.ckpt, if the weights are sound."""
-        self.guard.check()
+        self.guard.check(trainer)
         trainer.save_checkpoint(self.run.last)
         self.saved_step = trainer.global_step
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import os
 import platform
 import shutil
@@ -51,7 +52,6 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.about = path / "run.json"
         self.metrics_csv = path / "metrics.csv"
-        self.metrics_json = path / "metrics.json"
         self.curve = path / "learning_curve.png"
         self.last = path / "checkpoints" / "last.ckpt"
         self.best = path / "checkpoints" / "best.ckpt"
@@ -121,14 +121,14 @@ class MetricsTable:
         self._write([dict(row)], rewrite=not is_new)
 
     def _write(self, rows: Sequence[Mapping[str, float]], rewrite: bool) -> None:
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for row in self.rows for name in row)))
         if rewrite:
+            writer.writeheader()
             rows = self.rows
-        with self.path.open("w" if rewrite else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            if rewrite:
-                writer.writeheader()
-            writer.writerows({k: f"{v:.8g}" for k, v in row.items()} for row in rows)
+        writer.writerows({k: f"{v:.8g}" for k, v in row.items()} for row in rows)
+        with replacing(self.path) if rewrite else self.path.open("ab") as file:
+            file.write(text.getvalue().encode())
 
 
 def surroundings(command: str) -> dict[str, Any]:

@@ -94,6 +94,11 @@ class ProgressBar(Callback):
             self.bar.stop()
             self.bar = None
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
     def _start(self, trainer: pl.Trainer) -> None:
         if self.bar is None and trainer.is_global_zero and self.console.is_terminal:
             self.bar = Progress(

@@ -7,6 +7,7 @@ the file, see `networks`.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def export(
         raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
     found = open_network(open_saved(checkpoint), features, size)
     found.about["short_sides"] = list(found.short_sides)
-    unfinished = destination.with_name(f".unfinished.{destination.name}")
+    unfinished = destination.with_name(f".unfinished-{os.getpid()}.{destination.name}")
     try:
         with _quiet(), torch.no_grad():
             example, *others = _shapes(found)

@@ -221,7 +221,7 @@ def attend_opaquely(
     """`attend_in_groups` as one operator that a compiler does not look into: rows T 3C in map order -> T C."""
     assert isinstance(position_bias, DynamicPositionBias)
     return _opaque_attention(
-        qkv, list(position_bias.parameters()), position_bias.residual, num_heads, grouping.as_tuple()
+        qkv, position_bias.weights(), position_bias.residual, num_heads, grouping.as_tuple()
     )
 
 

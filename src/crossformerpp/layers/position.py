@@ -208,10 +208,15 @@ class DynamicPositionBias(nn.Module):
     def forward(self, sizes: Sequence[GroupSide], dtype: torch.dtype | None = None) -> list[Tensor]:
         """The biases of groups of `sizes`, each (h, N, N), in `dtype` (default: the weights')."""
         dtype = dtype or self.embed.weight.dtype
-        parameters = list(self.parameters())
-        if self.training or torch.is_grad_enabled() or not is_plain_eager(*parameters):
+        weights = self.weights()
+        if self.training or torch.is_grad_enabled() or not is_plain_eager(*weights):
             return spread_table(self.table, sizes, dtype)
-        return self._memory.recall(parameters, sizes, dtype, self.table)
+        return self._memory.recall(weights, sizes, dtype, self.table)
+
+    def weights(self) -> list[Tensor]:
+        """As `parameters()`, and there in the replicas of `nn.DataParallel` too, which have none."""
+        layers: list[Any] = [self.embed, *(layer[i] for layer in self.layers for i in (0, 2))]
+        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
 
     def scriptable_forward(self, height: int, width: int) -> Tensor:
         """The bias of a group, (h, N, N), in the weights' precision."""
@@ -223,7 +228,7 @@ class DynamicPositionBias(nn.Module):
 
     def table(self, height: int, width: int) -> Tensor:
         """The bias of every offset in a group of `height`×`width`: (h, 2·height−1, 2·width−1), in float32."""
-        return dynamic_bias_table(list(self.parameters()), self.residual, height, width)
+        return dynamic_bias_table(self.weights(), self.residual, height, width)
 
     def fold(self, height: int, width: int) -> RelativePositionBias:
         """A fixed relative position bias with this module's values: identical for groups up to `height`×`width`."""
@@ -242,6 +247,10 @@ class DynamicPositionBias(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicPositionBias:
         self.forget()
         return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> DynamicPositionBias:
+        self.forget()  # a strategy that moves weights about, as FSDP does, shows in no version counter
+        return super().train(mode)
 
 
 class RelativePositionBias(nn.Module):

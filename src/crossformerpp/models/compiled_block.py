@@ -75,7 +75,7 @@ def run_operator(
     return _opaque_block(
         x,
         [tensor for layer in layers for tensor in (layer.weight, layer.bias)],
-        list(attn.position_bias.parameters()),
+        attn.position_bias.weights(),
         attn.position_bias.residual,
         attn.num_heads,
         norm1.eps,

@@ -195,7 +195,8 @@ class CrossFormer(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new head for `num_classes` classes; 0 for none."""
         self.num_classes = num_classes
-        self.global_pool = global_pool or self.global_pool
+        if global_pool is not None:
+            self.global_pool = global_pool
         self.head.reset(num_classes, global_pool)
         like = next(self.parameters())  # a head without classes has no device of its own
         self.head.to(like.device, like.dtype)

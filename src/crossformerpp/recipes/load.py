@@ -101,6 +101,18 @@ def dump_recipe(recipe: BaseRecipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def parse_options(text: str) -> dict[str, Any]:
+    """The command line's `--options`, a YAML mapping.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    values = _parse(text, "--options")
+    if not isinstance(values, dict):
+        raise ValueError(f"--options {text!r}: expected a mapping such as 'cooling: 3'")
+    return values
+
+
 def _read_page(name: str) -> dict[str, Any]:
     page = Path(name)
     if page.suffix not in (".yaml", ".yml"):

@@ -1,7 +1,7 @@
 """What a segmentation recipe says beyond the common parts."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -9,10 +9,10 @@ from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
 
 
 class SegmentationData(Section):
-    """Where images and label masks come from."""
+    """Where images and label masks come from. A folder `root` takes the place of digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
-    root: Path | None = None  # digit_scenes: default is a folder in the user's cache
+    root: Path | None = None
     class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
     palette: Path | None = None  # folder: a table name,r,g,b, one row per label, for masks of colours
     ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
@@ -20,6 +20,17 @@ class SegmentationData(Section):
     scenes: ScenesSection = ScenesSection()
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _root_replaces_scenes(cls, values: Any) -> Any:
+        if (
+            isinstance(values, dict)
+            and values.get("root") is not None
+            and values.get("source") == "digit_scenes"
+        ):
+            return {**values, "source": "folder"}
+        return values
 
 
 class AugmentSection(Section):

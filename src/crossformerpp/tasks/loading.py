@@ -138,9 +138,17 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
 
     Returns:
         The report, with a note of each of G and I that is not what the weights were trained with.
+
+    Raises:
+        ValueError: There is no such file or run, or as `load`.
     """
     if section.checkpoint is None:
         return None
+    if not section.checkpoint.exists():
+        raise ValueError(
+            f"model.checkpoint {section.checkpoint}: no such file or run; `crossformer convert` makes one of the "
+            "authors' file, --set model.checkpoint=RUN takes a run's, and =null begins with random weights"
+        )
     report = load(section.checkpoint)
     trained = trained_section(section.checkpoint)
     if trained is None:

@@ -68,7 +68,12 @@ def build_schedule(optimizer: Optimizer, recipe: BaseRecipe, plan: Plan) -> Sche
         raise ValueError("schedule: update=epoch goes with trainer.epochs and without warmup_steps")
     warmup = section.warmup_steps or round((section.warmup_epochs or 0) * per_epoch)
     if warmup >= length:
-        raise ValueError(f"schedule: the warm-up is as long as the run ({plan.steps} steps)")
+        unit = "steps" if section.update == "step" else "epochs"
+        key = "warmup_steps" if section.warmup_steps else "warmup_epochs"
+        raise ValueError(
+            f"schedule: the warm-up takes {warmup} {unit}, and the whole run has {length}; train for longer, or "
+            f"say --set schedule.{key}=0"
+        )
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=section.name,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.loading import LoadReport, load_weights
-from crossformerpp.tasks.saved import read_weights
 
 Groups = tuple[tuple[int, ...], tuple[int, ...]]  # G and I of the four stages
 
@@ -62,16 +61,12 @@ class Pyramid(nn.Module):
         maps = self.getter(x)
         return [maps[i] for i in self.taken]
 
-    def load(self, path: Path) -> LoadReport:
-        """Start from a checkpoint: of a classifier, or the `backbone.` part of a detector's or segmenter's.
+    def load_weights(self, weights: dict[str, Tensor], source: Path) -> LoadReport:
+        """Start from a classifier's weights, or the `backbone.` part of a detector's or segmenter's.
 
         Raises:
-            ValueError: Unreadable, or of another backbone; nothing is loaded then.
+            ValueError: They are of another backbone; nothing is loaded then.
         """
-        return self.load_weights(read_weights(path), path)
-
-    def load_weights(self, weights: dict[str, Tensor], source: Path) -> LoadReport:
-        """As `load`, from weights that were read already."""
         # a classifier's final norm and head are no part of the pyramid, anything else unknown is a mistake
         rooms = {key.split(".")[0] for key in self.model.state_dict()}
         is_part = any(key.startswith("backbone.") for key in weights)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -144,9 +145,9 @@ class ClassificationEvaluation:
 
 
 def _write_samples(source: LabelledImages, class_names: list[str], folder: Path) -> None:
-    """Of images that are not files, one of each class as a file, for `predict` to try."""
+    """Of images in memory, as built-in data are, one of each class as a file, for `predict` to try."""
     for label, name in enumerate(class_names):
         number = source.labels.index(label) if label in source.labels else None
-        if number is not None and not isinstance(source.images[number], Path):
+        if number is not None and isinstance(source.images[number], Image.Image):
             folder.mkdir(exist_ok=True)
             source.open(number).save(folder / f"{name}.png")

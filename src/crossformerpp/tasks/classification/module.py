@@ -57,6 +57,11 @@ class ClassificationModule(TaskModule):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         images, labels, _ = batch
         if self.mix is not None:
+            if len(images) % 2:
+                raise ValueError(
+                    f"mixup and cutmix pair the images of a process' batch, which are {len(images)}: an odd number; "
+                    "say another trainer.batch_size"
+                )
             images, labels = self.mix(images, labels)
         return {"loss": self.criterion(self.model(images), labels)}
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.analysis.predictions import ObjectPrediction
-from crossformerpp.data.detection import to_tensor
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.tasks.detection.evaluation import describe
 from crossformerpp.tasks.detection.model import build_detector
@@ -41,5 +41,5 @@ class DetectionPredictor:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> ObjectPrediction:
-        (found,) = self.model([to_tensor(image).to(self.device)])
+        (found,) = self.model([pil_to_tensor(image).to(self.device)])
         return ObjectPrediction(describe(found, image.height, image.width), self.class_names)

@@ -67,7 +67,7 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
     if data.source == "digit_scenes":
         scenes = data.scenes
         size = (scenes.train, scenes.val, scenes.size, scenes.seed)
-        root = write_digit_scenes(root or default_folder(*size), *size)
+        root = write_digit_scenes(default_folder(*size), *size)
     if root is None:
         raise ValueError("this recipe trains on a folder of images and masks: say --data FOLDER")
     if data.source == "ade20k" or (class_names == ade20k.NAMES and is_ade20k(root)):

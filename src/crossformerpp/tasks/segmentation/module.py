@@ -27,12 +27,6 @@ class SegmentationModule(TaskModule):
         self.counts = PixelCounts(len(class_names))
         self._examples: list[Example] = []
 
-    def configure_model(self) -> None:
-        # batch norm of small shares of a batch learns badly; Lightning calls this once the devices are known
-        trainer = self._trainer
-        if trainer is not None and trainer.world_size > 1 and trainer.strategy.root_device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         logits, auxiliary = self.model.forward_train(images)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.analysis.predictions import MaskPrediction
-from crossformerpp.data.crops import image_bytes
 from crossformerpp.data.mask_files import Color
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks.loading import load_weights
@@ -68,7 +68,7 @@ class SegmentationPredictor:
         is_shown = self.show_progress and windows >= _MANY_WINDOWS and console.is_terminal
         with Progress(console=console, transient=True, disable=not is_shown) as bar:
             task = bar.add_task("windows", total=windows)
-            pixels = image_bytes(image).to(self.device)
+            pixels = pil_to_tensor(image).to(self.device)
             for top, band in self.look.bands(pixels, lambda: bar.advance(task)):
                 rows = slice(top, top + band.shape[1])
                 highest, classes = (x.cpu() for x in band.max(dim=0))
