@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from crossformerpp.analysis.tables import TableRow
 from crossformerpp.data.writing import replacing
@@ -94,9 +95,12 @@ def _scatter(
         y = row.figures.get(label)
         if x is None or y is None:
             continue
-        axes.plot(x, y, "o", color="tab:red" if row.is_ours else "tab:gray")
-        axes.annotate(row.name, (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        color, order = ("tab:red", 3) if row.is_ours else ("tab:gray", 2)  # ours above what they overlap with
+        axes.plot(x, y, "o", color=color, zorder=order)
+        text = axes.annotate(row.name, (x, y), (3, 3), textcoords="offset points", fontsize=6, zorder=order)
+        text.set(color="black" if row.is_ours else "dimgray", path_effects=[withStroke(linewidth=2, foreground="w")])
     axes.set(xlabel=quantity, ylabel=f"{label}, % (paper)", xscale="log")
+    axes.margins(x=0.12)  # for the names to the right of the outermost points
     for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         formatted("{x:g}")
     axes.grid(alpha=0.3, which="both")
