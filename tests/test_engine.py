@@ -252,7 +252,7 @@ def test_another_processs_loss_that_is_no_number_keeps_this_one_from_saving(whol
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda bad, all: True))
     guard = callbacks.LossGuard(RunFolder(whole))
     guard.check()
-    with pytest.raises(engine.LossNotFiniteError, match=r"no number in another process; .*last\.ckpt"):
+    with pytest.raises(engine.LossNotFiniteError, match=r"not a number in another process; .*last\.ckpt"):
         callbacks.Saver(guard.run, 1, 1, 4, guard).save(trainer)
 
 
