@@ -41,7 +41,7 @@ def test_tables_of_the_other_tasks_come_in_the_same_form(table):
 def test_every_table_has_a_title_and_all_rows_of_the_paper():
     assert all(table_title(table) for table in TABLES)
     sizes = {table: len(paper_rows(table)) for table in CLASSIFICATION_TABLES}
-    assert sizes == {"II": 49, "VI": 6, "VII": 2, "VIII": 8, "IX": 15, "X": 4, "XI": 3}
+    assert sizes == {"II": 50, "VI": 6, "VII": 2, "VIII": 8, "IX": 15, "X": 4, "XI": 3}
     assert sum("ormer" in row.name and row.model is not None for row in paper_rows("IX")) == 12
 
 

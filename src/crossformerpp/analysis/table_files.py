@@ -98,7 +98,10 @@ def _scatter(
         color, order = ("tab:red", 3) if row.is_ours else ("tab:gray", 2)  # ours above what they overlap with
         axes.plot(x, y, "o", color=color, zorder=order)
         text = axes.annotate(row.name, (x, y), (3, 3), textcoords="offset points", fontsize=6, zorder=order)
-        text.set(color="black" if row.is_ours else "dimgray", path_effects=[withStroke(linewidth=2, foreground="w")])
+        text.set(
+            color="black" if row.is_ours else "dimgray",
+            path_effects=[withStroke(linewidth=2, foreground="w")],
+        )
     axes.set(xlabel=quantity, ylabel=f"{label}, % (paper)", xscale="log")
     axes.margins(x=0.12)  # for the names to the right of the outermost points
     for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):

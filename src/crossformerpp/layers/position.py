@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -215,7 +215,8 @@ class DynamicPositionBias(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """As `parameters()`, and there in the replicas of `nn.DataParallel` too, which have none."""
-        layers: list[Any] = [self.embed, *(layer[i] for layer in self.layers for i in (0, 2))]
+        deeper = cast("Sequence[nn.Sequential]", self.layers)
+        layers: list[Any] = [self.embed, *(layer[i] for layer in deeper for i in (0, 2))]
         return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
 
     def scriptable_forward(self, height: int, width: int) -> Tensor:
