@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.layers import Linear
@@ -22,37 +26,53 @@ GROUPS = [(196, 16, 2), (49, 16, 4), (1, 196, 8), (1, 49, 16), (1024, 16, 2), (1
 @torch.inference_mode()
 def main() -> None:
     table = Table(title=f"{torch.get_num_threads()} CPU threads, median ms")
-    for column in ("what", "PyTorch's default", "the layer's choice", "ratio"):
-        table.add_column(column, justify="left" if column == "what" else "right")
+    for column in ("what", "instead of", "instead", "taken", "ratio"):
+        table.add_column(column, justify="left" if column in ("what", "instead of") else "right")
     for rows, inputs, outputs in PRODUCTS:
         layer, x = Linear(inputs, outputs), torch.randn(rows, inputs)
         _add(
             table,
             f"linear {rows}x{inputs} -> {outputs}",
-            lambda x=x, layer=layer: F.linear(x, layer.weight, layer.bias),
-            lambda x=x, layer=layer: layer(x),
+            "F.linear",
+            partial(_plain_linear, layer, x),
+            partial(layer, x),
+        )
+    for rows, inputs, outputs in PRODUCTS:
+        layer, x = Linear(inputs, outputs), torch.randn(rows, inputs).bfloat16()
+        scale = layer.weight.abs().amax(1) / 127
+        weight = (layer.weight / scale[:, None]).round().to(torch.int8)
+        in_int8 = partial(torch.ops.aten._weight_int8pack_mm, x, weight, scale.bfloat16())
+        _add(
+            table,
+            f"bfloat16 linear {rows}x{inputs} -> {outputs}",
+            "int8 weights",
+            in_int8,
+            partial(layer.bfloat16(), x),
         )
     for groups, tokens, heads in GROUPS:
         qkv, bias = torch.randn(groups, tokens, 3 * heads * 32), torch.randn(heads, tokens, tokens)
         qkv, bias = qkv.bfloat16(), bias.bfloat16()
-
-        def fused(qkv: torch.Tensor = qkv, bias: torch.Tensor = bias, heads: int = heads) -> torch.Tensor:
-            q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None]).transpose(1, 2).flatten(2)
-
-        _add(
-            table,
-            f"bfloat16 attention, {groups} groups of {tokens} tokens, {heads} heads",
-            fused,
-            lambda qkv=qkv, bias=bias, heads=heads: attend_within(Groups(qkv, 1, 1), heads, bias, 0.0),
-        )
+        what = f"bfloat16 attention, {groups} groups of {tokens} tokens, {heads} heads"
+        taken = partial(attend_within, Groups(qkv, 1, 1), heads, bias, 0.0)
+        _add(table, what, "the fused kernel", partial(_fused_attention, qkv, bias), taken)
     Console(width=120).print(table)
 
 
-def _add(table: Table, what: str, default: object, chosen: object) -> None:
-    timings = time_in_turn({"default": default, "chosen": chosen}, seconds=2.0, min_runs=50, max_runs=2000)  # type: ignore[dict-item]
-    a, b = timings["default"].median * 1e3, timings["chosen"].median * 1e3
-    table.add_row(what, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}")
+def _plain_linear(layer: Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight, layer.bias)
+
+
+def _fused_attention(qkv: Tensor, bias: Tensor) -> Tensor:
+    q, k, v = qkv.unflatten(2, (3, len(bias), -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None]).transpose(1, 2).flatten(2)
+
+
+def _add(
+    table: Table, what: str, other: str, instead: Callable[[], Tensor], taken: Callable[[], Tensor]
+) -> None:
+    timings = time_in_turn({"instead": instead, "taken": taken}, seconds=2.0, min_runs=50, max_runs=2000)
+    a, b = timings["instead"].median * 1e3, timings["taken"].median * 1e3
+    table.add_row(what, other, f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}")
 
 
 if __name__ == "__main__":
