@@ -309,3 +309,18 @@ def test_half_precision_is_finite_and_close():
     for other in (half, mixed):
         assert other.isfinite().all()
         torch.testing.assert_close(other, full, atol=0.05 * full.abs().max().item(), rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["crossformer_small", "crossformerpp_small"])
+def test_bfloat16_is_as_exact_as_the_literal_implementation_in_it(name):
+    model = _tiny(name)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # attention that is far from uniform
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    literal = LiteralCrossFormer(**{**VARIANTS[name], **TINY}).eval()
+    literal.load_state_dict(model.state_dict())
+    x = torch.randn(16, 3, 224, 224)
+    with torch.inference_mode():
+        exact = model(x)
+        ours, theirs = ((each.bfloat16()(x.bfloat16()) - exact).square().mean() for each in (model, literal))
+    assert 0 < ours < 1.3 * theirs
