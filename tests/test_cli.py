@@ -125,7 +125,7 @@ def test_predictions_name_every_image(call: Call, run: Path, photos: Path, tmp_p
     assert [entry["class"] in ("zero", "one", "two") for entry in records[0]["top"]] == [True, True]
     assert records[0]["top"][0]["probability"] >= records[0]["top"][1]["probability"]
     pictures = {Path(path) for record in records for path in record["pictures"]}
-    assert len(pictures) == 4  # one/0.jpg and some/0.jpg do not overwrite one another
+    assert {path.stem for path in pictures} == {"one_0", "some_0", "1", "2"}
     assert all(Image.open(path).width >= 320 for path in pictures)
     status, out, _ = call("predict", run / "checkpoints" / "last.ckpt", first, "--out", tmp_path / "table")
     assert status == 0
@@ -202,7 +202,7 @@ MISTAKES = {
         "group size",
     ),
     "eval of nothing": (["eval", "nowhere"], "nowhere: no such run or checkpoint"),
-    "predict by nothing": (["predict", "nowhere", "a.png"], "nowhere: no such run or checkpoint"),
+    "predict of nothing": (["predict", "nowhere", "a.png"], "a.png: no such image or folder"),
     "convert nothing": (
         ["convert", "nowhere.pth", "x.safetensors", "--model", "crossformer_small"],
         "there is no checkpoint nowhere.pth",

@@ -27,6 +27,7 @@ def test_a_group_spans_the_map_and_no_smaller_interval_does(height, width, group
 def test_at_224_it_is_the_published_setting():
     x = torch.randn(1, 3, 224, 224)
     assert torch.equal(create(("adaptive",) * 4)(x), create((8, 4, 2, 1))(x))
+    assert torch.equal(create("adaptive")(x), create((8, 4, 2, 1))(x))
 
 
 @torch.inference_mode()

@@ -48,6 +48,7 @@ def test_timm_loads_the_folder_and_prepares_images_alike(run: Path, tmp_path: Pa
         assert "head.fc.weight" in file.keys()  # noqa: SIM118 (not a mapping)
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert model.pretrained_cfg["label_names"] == NAMES
+    assert json.loads((folder / "config.json").read_text())["label_names"] == NAMES  # for transformers
     image = Image.effect_noise((90, 70), 80).convert("RGB")
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     with torch.no_grad():

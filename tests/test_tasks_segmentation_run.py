@@ -142,13 +142,15 @@ def test_pictures_of_one_image_do_not_replace_anothers(tmp_path):
         def to_json(self):
             return {}
 
-    paths = [tmp_path / "x.png", tmp_path / "x_mask.png", tmp_path / "below" / "x.png"]
-    paths[2].parent.mkdir()
+    paths = [tmp_path / "x.png", tmp_path / "x_mask.png", tmp_path / "a" / "y.png", tmp_path / "b" / "y.png"]
+    for path in paths[2:]:
+        path.parent.mkdir()
     for path in paths:
         Image.new("RGB", (40, 40)).save(path)
     results = list(predict.predict(Masks(), paths, tmp_path / "out"))
     assert [path.name for result in results for path in result.pictures] == [
-        "x.png", "x_mask.png", "x_mask_2.png", "x_mask_2_mask.png", "x_2.png", "x_2_mask.png",
+        "x.png", "x_mask.png", "x_mask_2.png", "x_mask_2_mask.png",
+        "a_y.png", "a_y_mask.png", "b_y.png", "b_y_mask.png",
     ]  # fmt: skip
 
 

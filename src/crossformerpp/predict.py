@@ -5,6 +5,7 @@ PyTorch is imported where a checkpoint needs it; exported ONNX files do not.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,10 +73,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """The files, and every image in the folders, sorted.
 
     Raises:
-        ValueError: A folder holds no image.
+        ValueError: There is no such file or folder, or a folder holds no image.
     """
     found: list[Path] = []
     for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such image or folder")
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS)
             if not inside:
@@ -103,15 +106,17 @@ def predict(
         claim_folder(out, overwrite)
     results: list[dict[str, Any]] = []
     taken: set[str] = set()
+    same = Counter(path.stem for path in images)
     for path in images:
-        result = _predict_one(predictor, path, out, taken)
+        stem = path.stem if same[path.stem] == 1 else f"{path.parent.name}_{path.stem}"
+        result = _predict_one(predictor, path, out, stem, taken)
         results.append(result.to_json())
         yield result
     if out is not None:
         write_json(out / "predictions.json", results)
 
 
-def _predict_one(predictor: Predictor, path: Path, out: Path | None, taken: set[str]) -> Predicted:
+def _predict_one(predictor: Predictor, path: Path, out: Path | None, stem: str, taken: set[str]) -> Predicted:
     try:
         image = read_image(path)
         require_size(image, str(path))
@@ -121,7 +126,7 @@ def _predict_one(predictor: Predictor, path: Path, out: Path | None, taken: set[
     pictures = []
     if out is not None:
         drawn = prediction.pictures(image)
-        stem = _unused_stem(path.stem, drawn, taken)
+        stem = _unused_stem(stem, drawn, taken)
         for suffix, picture in drawn.items():
             pictures.append(out / f"{stem}{suffix}.png")
             picture.save(pictures[-1])

@@ -99,10 +99,12 @@ def save_model(
     """model.safetensors and config.json of a timm model, for timm and for transformers' TimmWrapper.
 
     Args:
-        config: What differs from the model's own `pretrained_cfg`.
+        config: What differs from the model's own `pretrained_cfg`, and `label_names`.
         options: Other arguments than the number of classes with which the model was made.
     """
-    model_config = {"pretrained_cfg": dict(config), "model_args": dict(options or {})}
+    model_config: dict[str, Any] = {"pretrained_cfg": dict(config), "model_args": dict(options or {})}
+    if "label_names" in config:  # where TimmWrapper looks for them
+        model_config["label_names"] = model_config["pretrained_cfg"].pop("label_names")
     save_for_hf(model, str(folder), model_config=model_config, safe_serialization=True)
     path = folder / "config.json"
     page = json.loads(path.read_text(encoding="utf-8"))

@@ -59,7 +59,7 @@ def image_grid(
         color = TEXT if truth is None else WRONG
         draw.text((x, y), _fit(title, font, side), color, font)
         if truth is not None:
-            draw.text((x, y + line), _fit(f"is {truth}", font, side), color, font)
+            draw.text((x, y + line), _fit(f"truth: {truth}", font, side), color, font)
         small = ImageOps.contain(image, (side, side), Image.Resampling.BICUBIC)
         grid.paste(small, (x + (side - small.width) // 2, y + 2 * line))
     return grid

@@ -106,7 +106,7 @@ def _write_name(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
     """Name and score on a plate above the box, or inside it where there is no room."""
-    text = f"{thing.name} {thing.score:.0%}"
+    text = f"{thing.name}: {thing.score:.0%}"
     color = label_color(thing.label)
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = right - left + 6, bottom - top + 4

@@ -107,7 +107,7 @@ class MaskPrediction:
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         """The overlay with a legend, the index mask, and 16-bit grey probabilities of classes asked for."""
-        entries = [(f"{self.class_names[n]} {share:.1%}", self.colors[n]) for n, share in self.found()]
+        entries = [(f"{self.class_names[n]}: {share:.1%}", self.colors[n]) for n, share in self.found()]
         pictures = {
             "": add_legend(blend(image, self.labels, self.colors), entries),
             "_mask": index_picture(self.labels, self.colors),

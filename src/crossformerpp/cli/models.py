@@ -16,7 +16,7 @@ def models(
     ] = "classification",
     as_json: AsJson = False,
 ) -> None:
-    """List models with their parameters and multiply-accumulates, as counted, beside the paper's."""
+    """List models with their parameters and multiply-accumulates, as counted; of the dense tasks beside the paper's."""
     if task == "detection":
         _detectors(as_json)
     elif task == "segmentation":

@@ -32,7 +32,7 @@ def show_json(content: Any) -> None:
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table; columns of figures to the right."""
     rows = list(rows)
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for number, name in enumerate(columns):
         figures = all(row[number].strip("%kMG").replace(".", "", 1).isdigit() for row in rows)
         table.add_column(name, justify="right" if figures else "left", overflow="fold")
@@ -41,6 +41,8 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str
     console = Console(highlight=False)
     # a pipe has no width; do not break its lines at 80
     console.width = console.width if console.is_terminal else 200
+    if title is not None:
+        console.print(title, style="italic", markup=False, soft_wrap=True)
     console.print(table)
 
 

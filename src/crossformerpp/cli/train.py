@@ -27,19 +27,24 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a model from a recipe, and evaluate it."""
-    from crossformerpp import engine
     from crossformerpp.recipes.load import load_recipe
 
     if (recipe is None) == (resume is None):
         raise ValueError("name a recipe, or say --resume RUN (which has its recipe)")
     if resume is not None and (data is not None or out is not None or overwrite):
         raise ValueError("--resume goes on with the run's own recipe; leave out --data, --out, --overwrite")
+    # a mistyped setting is said before the seconds that the engine's libraries take to load
+    page = None if recipe is None else load_recipe(recipe, overrides or (), data)
+
+    from crossformerpp import engine
+    from crossformerpp.tasks.saved import find_checkpoint
+
     try:
         if resume is not None:
             run, metrics = resume, engine.resume(resume, overrides or ())
         else:
             assert recipe is not None
-            page = load_recipe(recipe, overrides or (), data)
+            assert page is not None
             run = out or Path("runs") / Path(recipe).stem
             command = f"crossformer {shlex.join(sys.argv[1:])}"
             metrics = engine.train(page, run, overwrite=overwrite, command=command)
@@ -53,7 +58,7 @@ def train(
     if as_json:
         show_json({"run": str(run), **metrics})
     else:
-        show_metrics(metrics, f"{run}: final evaluation")
+        show_metrics(metrics, f"{run}: final evaluation of {find_checkpoint(run).name}")
         say(f"the run is in {run}: metrics, pictures, checkpoints, recipe.yaml")
 
 

@@ -139,6 +139,9 @@ def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
     del state  # the trainer reads it again; do not hold it twice
     if is_first():
         run.sweep()
+        assert module.plan is not None
+        if data.start_step == module.plan.steps:
+            print(f"{out} has finished; it is only evaluated again", file=sys.stderr)
         for text in changed:
             print(f"changed since the last checkpoint: {text}", file=sys.stderr)
         with replacing(run.recipe) as file:
@@ -217,10 +220,9 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
 def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | None = None) -> None:
     section, plan = module.recipe.trainer, module.plan
     assert plan is not None
-    eval_every = plan.in_steps(section, section.eval_every)
-    save_every = section.checkpoint_every or plan.in_steps(
-        section, 1 if section.epochs else section.eval_every
-    )
+    epoch = plan.steps_per_epoch
+    eval_every = plan.in_steps(section, section.eval_every) if section.eval_every else epoch
+    save_every = section.checkpoint_every or (epoch if section.epochs else eval_every)
     guard = LossGuard(run)
     saver = Saver(run, save_every, eval_every, plan.steps, guard)
     # each relies on those before it: a save wants sound weights and a written log, a stop wants a save

@@ -132,7 +132,7 @@ class Saver(Callback):
         value = pl_module.last_evaluation.metrics[pl_module.monitor]
         sign = 1 if pl_module.monitor_mode == "max" else -1
         self.evaluated_step = trainer.global_step
-        is_best = self.best is None or sign * value > sign * self.best
+        is_best = self.best is None or sign * value >= sign * self.best  # of equals the one trained longer
         if is_best:
             self.best = value
         if trainer.state.fn == "fit":

@@ -115,15 +115,16 @@ def expand_per_block(
     """One value per stage or per block -> one per block.
 
     Args:
-        words: What may stand in a number's place.
+        words: What may stand in a number's place; one alone is for all.
 
     Raises:
         ValueError: A stage or block is missing or too many, or a value is below 1.
     """
-    if len(values) != len(depths):
-        raise ValueError(f"{len(values)} {name}s given for {len(depths)} stages: give one per stage")
+    per_stage: Sequence[Any] = (values,) * len(depths) if isinstance(values, str) else values
+    if len(per_stage) != len(depths):
+        raise ValueError(f"{len(per_stage)} {name}s given for {len(depths)} stages: give one per stage")
     expanded = []
-    for stage, (value, depth) in enumerate(zip(values, depths, strict=True), start=1):
+    for stage, (value, depth) in enumerate(zip(per_stage, depths, strict=True), start=1):
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         blocks = tuple(cast("Sequence[Any]", value)) if is_list else (value,) * depth
         if len(blocks) != depth:

@@ -109,7 +109,7 @@ class TrainerSection(Section):
     batch_size: PositiveInt = 64
     accumulate: PositiveInt = 1
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
-    eval_every: PositiveInt = 1  # in the trainer's unit
+    eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
     result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
@@ -127,7 +127,10 @@ class TrainerSection(Section):
     @model_validator(mode="after")
     def _has_one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
+            raise ValueError(
+                f"give either epochs or steps, here {self.epochs} and {self.steps}: one of them is null, as by --set "
+                "trainer.epochs=null"
+            )
         return self
 
 

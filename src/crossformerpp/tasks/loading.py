@@ -17,7 +17,7 @@ Fate = Literal["loaded", "resized", "fresh", "skipped"]
 _MEANING: dict[Fate, str] = {
     "loaded": "taken as they are",
     "resized": "fitted to other input channels or larger groups",
-    "fresh": "not in the file, or of another shape there: as the model was made",
+    "fresh": "new, at random: not in the file, or of another shape there",
     "skipped": "in the file, not used",
 }
 _COLOURS = 3  # channels of the weights that `adapt_input_conv` knows how to fit
@@ -149,8 +149,15 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
             f"model.checkpoint {section.checkpoint}: no such file or run; `crossformer convert` makes one of the "
             "authors' file, --set model.checkpoint=RUN takes a run's, and =null begins with random weights"
         )
-    report = load(section.checkpoint)
     trained = trained_section(section.checkpoint)
+    try:
+        report = load(section.checkpoint)
+    except ValueError as error:
+        if trained is None or (trained.name, trained.options) == (section.name, section.options):
+            raise
+        raise ValueError(
+            f"{error}; they are of model.name={trained.name} with model.options={trained.options}, which --set takes too"
+        ) from None
     if trained is None:
         return report
     here, there = _grouping(section), _grouping(trained)

@@ -93,6 +93,11 @@ def open_saved(path: Path) -> SavedRun:
         ValueError: There is none, or it is not one.
     """
     file = find_checkpoint(path)
+    if file.suffix == ".pt2":
+        raise ValueError(
+            f"{path}: an exported program; `crossformer` reads .onnx of them, Python opens it by torch.export.load or "
+            "torch._inductor.aoti_load_package"
+        )
     if file.suffix == ".safetensors":
         return _open_converted(file)
     state = read_training_state(file)

@@ -119,7 +119,7 @@ class ClassificationEvaluation:
         shown = wrong + right[:: max(1, len(right) // room)][:room]
         picture = image_grid(
             [source.open(int(self.numbers[i])) for i in shown],
-            [f"{self.class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in shown],
+            [f"{self.class_names[int(predicted[i])]}: {confidence[i]:.0%}" for i in shown],
             [
                 None if predicted[i] == self.labels[i] else self.class_names[int(self.labels[i])]
                 for i in shown
