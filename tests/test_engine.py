@@ -222,8 +222,9 @@ def test_the_end_of_a_run_is_judged_whatever_its_length(tmp_path: Path) -> None:
 
 
 def test_without_a_word_an_epoch_is_between_evaluations(tmp_path: Path) -> None:
+    # 1,347 images make 21 batches of 64
     engine.train(tiny_recipe("trainer.steps=22", "trainer.eval_every=null"), tmp_path / "run")
-    assert [int(step) for step, *_ in evaluations(tmp_path / "run")] == [21, 22]  # 1,347 images in batches of 64
+    assert [int(step) for step, *_ in evaluations(tmp_path / "run")] == [21, 22]
 
 
 def test_a_finished_run_is_only_evaluated_again(whole: Path) -> None:
@@ -339,5 +340,7 @@ def test_a_new_run_starts_from_another_ones_weights(whole: Path, tmp_path: Path)
 
 def test_a_checkpoint_of_another_variant_is_refused_with_the_keys(whole: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(f"model.checkpoint={whole}", "model.options.embed_dim=32")
-    with pytest.raises(ValueError, match=r"weights of another model, \d+ keys differ: stages\.0.*they are of model\.name="):
+    with pytest.raises(
+        ValueError, match=r"weights of another model, \d+ keys differ: stages\.0.*they are of model\.name="
+    ):
         engine.train(recipe, tmp_path / "run")

@@ -156,7 +156,7 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
         if trained is None or (trained.name, trained.options) == (section.name, section.options):
             raise
         raise ValueError(
-            f"{error}; they are of model.name={trained.name} with model.options={trained.options}, which --set takes too"
+            f"{error}; they are of model.name={trained.name} with model.options={trained.options}, which --set takes"
         ) from None
     if trained is None:
         return report
