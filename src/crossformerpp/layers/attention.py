@@ -152,7 +152,7 @@ def _takes_products(tokens: Tensor, num_heads: int) -> bool:
 
 
 _MAX_TOKENS_OF_PRODUCTS = 256
-_MAX_SCORES = 1 << 20  # of an attention map, which stays in the cache
+_MAX_SCORES = 1 << 19  # of an attention map in float32, 2 MB: stays in the cache, and takes no fresh pages
 
 
 def _infer_by_products(tokens: Tensor, num_heads: int, bias: Tensor) -> Tensor:
@@ -166,9 +166,9 @@ def _infer_by_products(tokens: Tensor, num_heads: int, bias: Tensor) -> Tensor:
     step = max(1, _MAX_SCORES // bias.numel())
     for some, place in zip(tokens.split(step), out.split(step), strict=True):
         q, k, v = _heads(some, num_heads).contiguous().flatten(1, 2).unbind(0)  # B·S·h N d
-        scores = torch.bmm(q, k.transpose(1, 2)).view(-1, *bias.shape)
-        attention = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5).softmax(-1).to(q.dtype)
-        values = torch.bmm(attention.flatten(0, 1), v)
+        scores = torch.bmm(q, k.transpose(1, 2)).view(-1, *bias.shape).float()
+        attention = torch.add(bias, scores, alpha=q.shape[-1] ** -0.5, out=scores).softmax(-1)
+        values = torch.bmm(attention.to(v.dtype).flatten(0, 1), v)
         place.copy_(values.view(-1, num_heads, N, v.shape[-1]).transpose(1, 2))
     return out.flatten(2)
 
