@@ -155,6 +155,13 @@ def test_bad_images_are_named_and_the_others_are_predicted(
     assert ["error" in record for record in json.loads(out)] == [True, False, True]
 
 
+def test_an_image_that_is_not_there_leaves_no_folder(call: Call, run: Path, tmp_path: Path) -> None:
+    status, _, err = call("predict", run, tmp_path / "typo.png", "--out", tmp_path / "out")
+    assert status == 2
+    assert "typo.png: no such image or folder" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_exists_is_kept(call: Call, run: Path, photos: Path, page: Path, tmp_path: Path) -> None:
     image = photos / "one" / "0.jpg"
     (tmp_path / "notes.txt").write_text("mine")
@@ -202,7 +209,7 @@ MISTAKES = {
         "group size",
     ),
     "eval of nothing": (["eval", "nowhere"], "nowhere: no such run or checkpoint"),
-    "predict of nothing": (["predict", "nowhere", "a.png"], "a.png: no such image or folder"),
+    "predict by nothing": (["predict", "nowhere", "a.png"], "nowhere: no such run or checkpoint"),
     "convert nothing": (
         ["convert", "nowhere.pth", "x.safetensors", "--model", "crossformer_small"],
         "there is no checkpoint nowhere.pth",

@@ -30,12 +30,12 @@ def predict(
     from crossformerpp import predict as room
     from crossformerpp.data.writing import fresh_folder
 
-    found = room.find_images(images)
     # of several images the bar counts images, of a single large one its windows
-    options: dict[str, Any] = {"top_k": top_k, "show_progress": len(found) == 1}
+    options: dict[str, Any] = {"top_k": top_k, "show_progress": len(images) == 1 and images[0].is_file()}
     if min_score is not None:
         options["min_score"] = min_score
     predictor = room.load_predictor(checkpoint, device, overrides or (), **options)
+    found = room.find_images(images)
     folder = out or fresh_folder(Path("predictions"))
     predictions = room.predict(predictor, found, folder, overwrite=overwrite)
     results = list(track(predictions, len(found), "predict"))
