@@ -43,7 +43,8 @@ def test_a_mask_tints_what_it_covers_and_nothing_else():
 
 def test_a_sheet_holds_all_pictures():
     pictures = [Image.new("RGB", (500, 300), label_color(number)) for number in range(5)]
-    sheet = contact_sheet(pictures, columns=2, side=100)
+    sheet = contact_sheet(pictures, ["truth", "prediction", "", "", ""], columns=2, side=100)
     assert sheet.size == (200, 300)
+    assert (np.asarray(sheet)[:20, :100] < 128).all(-1).any(), "a heading"
     colors = {tuple(pixel) for pixel in np.asarray(sheet).reshape(-1, 3)}
     assert {label_color(number) for number in range(5)} <= colors

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,6 +234,21 @@ def test_mistakes_are_one_line_and_status_2(
     assert err.startswith("crossformer: ")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_to_users_are_one_line(call: Call, tmp_path: Path) -> None:
+    for name in ("images/a.png", "images/b.png", "masks/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 40)).save(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    with pytest.warns(UserWarning, match="have no mask") as caught:
+        status, out, _ = call("data", "check", tmp_path)
+    assert status == 1
+    assert "1 have no mask" in out
+    said = [warnings.formatwarning(w.message, w.category, w.filename, w.lineno) for w in caught]
+    text = "1 of 2 images have no mask and are left out, the first is"
+    assert said == [f"crossformer: warning: {text} {tmp_path / 'images' / 'b.png'}\n"]
+    assert "UserWarning" in warnings.formatwarning("from elsewhere", UserWarning, "/other/package.py", 1)
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_executed(call: Call, tmp_path: Path) -> None:

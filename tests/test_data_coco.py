@@ -88,7 +88,7 @@ def test_a_missing_image_is_left_out_with_its_objects(tmp_path):
         ([], {}, "no annotation can be used"),
         ([(1, 3, [1, 1, 0, 0], {})], {}, "1 × degenerate box"),
         ([(1, 3, [1, 2, 3, 4], {"iscrowd": 1})], {}, "no annotation can be used"),
-        ([(1, 3, [1, 2, 3, 4], {})], {"with_masks": True}, "train a RetinaNet"),
+        ([(1, 3, [1, 2, 3, 4], {})], {"with_masks": True}, "--set detector.name=retinanet"),
         ([(1, 3, [1, 2, 3, 4], {})], {"class_names": ["cat", "ape"]}, "unknown category dog; the model knows cat, ape"),
     ],
 )  # fmt: skip
@@ -202,9 +202,45 @@ def test_check_tells_everything_at_once(tmp_path):
         "1 × unreadable image (8.png",
         "1 × image below 32 pixels (7.png is 1x1)",
         "1 × box that reaches beyond its image",
-        "1 × category without objects (dog)",
+        "no val annotations in COCO's format (looked for annotations/instances_val2017.json, ",
     ):
         assert problem in text
+    assert report.notes == ["1 × category without objects (dog)"]
+
+
+def test_what_may_be_meant_so_is_a_note(tmp_path):
+    file, _ = write(tmp_path, [(1, 3, [1, 2, 3, 4], {})])
+    (report,) = check_coco(file)
+    assert report.problems == []
+    assert report.notes == [
+        "1 × category without objects (dog)",
+        "no masks: train with --set detector.name=retinanet",
+    ]
+
+
+@pytest.mark.parametrize("are_corners", [True, False])
+def test_corners_are_told_from_sizes(tmp_path, are_corners):
+    boxes = [(5, 5, 60, 40), (30, 20, 50, 45), (2, 3, 20, 15), (40, 10, 63, 30)]
+    sizes = [(left, top, right - left, bottom - top) for left, top, right, bottom in boxes]
+    file, _ = write(tmp_path, [(1, 3, box, {}) for box in (boxes if are_corners else sizes)])
+    (report,) = check_coco(file)
+    assert ("the boxes look like corners" in "".join(report.problems)) == are_corners
+
+
+def test_folders_of_something_else_are_told_what_is_looked_for(tmp_path):
+    for text in ("valid/_annotations.coco.json", "images and masks"):
+        with pytest.raises(ValueError, match=f"neither .*{text}"):
+            list(check_coco(tmp_path))
+
+
+def test_a_missing_folder_of_images_can_be_named(tmp_path):
+    file, folder = write(tmp_path, [(1, 3, [1, 2, 3, 4], {})])
+    folder.parent.rename(tmp_path / "photos")
+    settings = "data.train_annotations=annotations/instances_train.json --set data.train_images=…"
+    with pytest.raises(ValueError, match=settings):
+        find_split(tmp_path, "train")
+    (report,) = check_coco(file, tmp_path / "photos" / "train")
+    assert report.counts["images"] == 2
 
 
 def test_usual_layouts_are_found(tmp_path):
@@ -218,5 +254,5 @@ def test_usual_layouts_are_found(tmp_path):
         (root / annotations).parent.mkdir(exist_ok=True)
         (root / annotations).write_text("{}")
         assert find_split(root, "val") == (root / annotations, root / images)
-    with pytest.raises(ValueError, match="no annotations in COCO's format"):
+    with pytest.raises(ValueError, match="no train annotations in COCO's format"):
         find_split(tmp_path, "train")

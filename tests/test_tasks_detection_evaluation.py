@@ -15,6 +15,7 @@ from torch import nn
 
 from crossformerpp.data.coco import open_coco
 from crossformerpp.data.detection import EvalImages, collate
+from crossformerpp.data.images import read_image
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.split import Split
 from crossformerpp.recipes.detection import DetectionRecipe
@@ -186,6 +187,7 @@ def test_a_perfect_detector_is_perfect_through_the_whole_path(tmp_path):
     assert evaluation.metrics["mask_AP"] > 0.7  # 28 × 28 is coarse
     written = evaluation.write(tmp_path, Split(dataset, coco.class_names, collate))
     assert all(path.stat().st_size for path in written)
+    assert read_image(tmp_path / "predictions.png").size == (4 * 360, 3 * 360)  # six pairs
     results = json.loads((tmp_path / "detections.json").read_text())
     assert {result["category_id"] for result in results} <= set(range(1, 11))
     assert {"image_id", "bbox", "score", "segmentation"} <= results[0].keys()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crossformerpp.data.mask_files import IGNORED, default_colors
 from crossformerpp.recipes.segmentation import InferenceSection
 from crossformerpp.tasks.segmentation import inference
-from crossformerpp.tasks.segmentation.evaluation import PixelCounts, SegmentationEvaluation
+from crossformerpp.tasks.segmentation.evaluation import Example, PixelCounts, SegmentationEvaluation
 from crossformerpp.tasks.segmentation.inference import Look
 
 K = 5
@@ -159,6 +159,18 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 
 
 @pytest.mark.slow
+def test_overlays_name_what_is_there_and_what_is_found() -> None:
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    image, labels = np.zeros((3, 40, 400), np.uint8), np.zeros((40, 400), np.int16)
+    shown = Example(0, image, labels, labels + 2)
+    found = SegmentationEvaluation(torch.zeros(3, 3), 1, 0, ["a", "b", "c"], colors, [shown])
+    pixels = np.asarray(found.pictures()["overlays"])
+    in_legend = {tuple(pixel) for pixel in pixels[280:].reshape(-1, 3)}
+    assert set(colors) & in_legend == {colors[0], colors[2]}
+    thirds = np.split(pixels[:18, : pixels.shape[1] // 3 * 3], 3, axis=1)
+    assert all((third < 128).any() for third in thirds), "headings"
+
+
 def test_several_processes_count_every_image_once(tmp_path) -> None:
     whole = PixelCounts(K)
     for predicted, true in random_labels():

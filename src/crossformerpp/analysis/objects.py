@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from crossformerpp.analysis.overlay import HEADING, add_heading
 from crossformerpp.data.masks import decode
 
 _GOLDEN = 0.618034  # hues of successive labels are this far apart, so neighbours differ clearly
@@ -23,13 +24,14 @@ class DrawnObject:
         box: (left, top, right, bottom) in pixels.
         name: Of its class.
         label: Number of its class, which chooses the colour.
+        score: None: it is true.
         mask: H × W of 0 and 1; None: no mask.
     """
 
     box: tuple[float, float, float, float]
     name: str
     label: int
-    score: float
+    score: float | None
     mask: np.ndarray | None = None
 
 
@@ -72,29 +74,36 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject]) -> Image.Im
 def drawn_objects(
     found: Sequence[dict[str, Any]], class_names: Sequence[str], least: float = 0.5
 ) -> list[DrawnObject]:
-    """What to draw of an image's detections: those of a score of at least `least`, worst first."""
+    """What to draw of an image's detections: those of a score of at least `least`, worst first.
+
+    True objects, which have no score, are all drawn.
+    """
     return [
         DrawnObject(
             (x, y, x + width, y + height),
             class_names[thing["label"]],
             thing["label"],
-            thing["score"],
+            thing.get("score"),
             decode(thing["segmentation"]) if "segmentation" in thing else None,
         )
         for thing in reversed(found)
         for x, y, width, height in (thing["bbox"],)
-        if thing["score"] >= least
+        if thing.get("score", 1.0) >= least
     ]
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int = 4, side: int = 360) -> Image.Image:
-    """The pictures side by side, each shrunk to at most `side` pixels."""
+def contact_sheet(
+    pictures: Sequence[Image.Image], headings: Sequence[str], columns: int = 4, side: int = 360
+) -> Image.Image:
+    """The pictures side by side, each with a heading and both shrunk to at most `side` pixels."""
     rows = max(1, -(-len(pictures) // columns))
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
-    for number, picture in enumerate(pictures):
+    for number, (picture, heading) in enumerate(zip(pictures, headings, strict=True)):
         small = picture.copy()
-        small.thumbnail((side - 4, side - 4))
-        sheet.paste(small, ((number % columns) * side + 2, (number // columns) * side + 2))
+        small.thumbnail((side - 4, side - 4 - HEADING))
+        sheet.paste(
+            add_heading(small, heading), ((number % columns) * side + 2, (number // columns) * side + 2)
+        )
     return sheet
 
 
@@ -105,8 +114,8 @@ def _write_name(
     factor: int,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """Name and score on a plate above the box, or inside it where there is no room."""
-    text = f"{thing.name}: {thing.score:.0%}"
+    """Name and score, if it has one, on a plate above the box, or inside it where there is no room."""
+    text = thing.name if thing.score is None else f"{thing.name}: {thing.score:.0%}"
     color = label_color(thing.label)
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = right - left + 6, bottom - top + 4

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 LEAST_WIDTH = 320  # smaller images are enlarged in whole steps, so that the legend can be read
 MAX_ENTRIES = 30  # of a legend
+HEADING = 18  # pixels of a heading's line
 _OPACITY = 0.55
 _TEXT, _EDGE = "#1a1a1a", "#808080"
 Color = tuple[int, int, int]
@@ -56,13 +57,23 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Imag
     return panel
 
 
-def side_by_side(pictures: Sequence[Image.Image], height: int = 256) -> Image.Image:
-    """Pictures in a row, each scaled to `height` pixels."""
+def add_heading(image: Image.Image, text: str) -> Image.Image:
+    """The image with a small line of text above it."""
+    panel = Image.new("RGB", (image.width, image.height + HEADING), "white")
+    panel.paste(image, (0, HEADING))
+    font = ImageFont.load_default(size=13)
+    ImageDraw.Draw(panel).text((2, HEADING // 2), text, _TEXT, font, anchor="lm")
+    return panel
+
+
+def side_by_side(pictures: Sequence[Image.Image], headings: Sequence[str], height: int = 256) -> Image.Image:
+    """Pictures in a row, each scaled to `height` pixels and with a heading."""
     scaled = [
-        picture.resize((max(1, round(picture.width * height / picture.height)), height))
-        for picture in pictures
+        add_heading(picture.resize((max(1, round(picture.width * height / picture.height)), height)), text)
+        for picture, text in zip(pictures, headings, strict=True)
     ]
-    row = Image.new("RGB", (sum(p.width for p in scaled) + 4 * (len(scaled) - 1), height), "white")
+    size = (sum(p.width for p in scaled) + 4 * (len(scaled) - 1), height + HEADING)
+    row = Image.new("RGB", size, "white")
     x = 0
     for picture in scaled:
         row.paste(picture, (x, 0))

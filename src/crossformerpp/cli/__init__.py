@@ -5,10 +5,13 @@ Commands import what they need when they run, so that `--help` and wrong argumen
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
+import crossformerpp
 from crossformerpp.cli import analyze, bench, data, demo, export, models, predict, share, tables, train
 
 app = typer.Typer(
@@ -32,6 +35,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(analyze.app, name="analyze")
 
 USER_ERROR, INTERRUPTED = 2, 130
+_PACKAGE = Path(crossformerpp.__file__).parent
+_format_warning = warnings.formatwarning
 TRAIN_EXTRA = (
     "pytorch_lightning",
     "lightning_fabric",
@@ -48,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     With CROSSFORMER_TRACEBACK set, errors come with their traceback instead.
     """
+    warnings.formatwarning = _format_own_warning
     try:
         status = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -63,6 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(say() if say else str(error), USER_ERROR)
     sys.exit(status or 0)
+
+
+def _format_own_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our warnings to users as one line without its place in the code; those of other packages as ever."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(_PACKAGE):
+        return f"crossformer: warning: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
 
 
 def _fail(message: str, status: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_table, track
+from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def _check_coco(path: Path, images: Path | None, as_json: bool) -> Iterator[Any]
     for report in check_coco(path, images):
         yield report
         if not as_json:
-            say(f"{report.annotations}, images in {report.images}:")
+            show(f"{report.annotations}, images in {report.images}:")
             _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
 
 
@@ -61,7 +61,7 @@ def _check_masks(path: Path, palette: Path | None, as_json: bool) -> Iterator[An
         report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"))
         yield report
         if not as_json:
-            say(f"{path}, masks, {which}:")
+            show(f"{path}, masks, {which}:")
             _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
 
 
@@ -69,7 +69,9 @@ def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
     show_table(("what", "count"), [(name, str(count)) for name, count in report.counts.items()])
     show_table(("class", what), classes)
     for line in report.problems or ["nothing wrong"]:
-        say(line)
+        show(line)
+    for line in report.notes:
+        show(f"note: {line}")
 
 
 @app.command(name="digit-scenes")

@@ -17,6 +17,11 @@ def say(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def show(message: str) -> None:
+    """A line of the answer, on stdout."""
+    print(message)
+
+
 def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
     """The items, with a progress bar on stderr while they come, if somebody looks at it."""
     console = Console(file=sys.stderr)

@@ -22,16 +22,24 @@ class MaskReport:
             pixel.
         pixels: Share of the labelled pixels, by class name, all classes.
         problems: A line per kind, with how often and the first places; empty if all is well.
+        notes: What may be meant so.
     """
 
     which: str
     counts: dict[str, int]
     pixels: dict[str, float]
     problems: list[str]
+    notes: list[str]
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
-        return {"split": self.which, "counts": self.counts, "pixels": self.pixels, "problems": self.problems}
+        return {
+            "split": self.which,
+            "counts": self.counts,
+            "pixels": self.pixels,
+            "problems": self.problems,
+            "notes": self.notes,
+        }
 
 
 def check_masks(
@@ -68,10 +76,11 @@ def check_masks(
         *_some("have no labelled pixel", map(str, unlabelled)),
     ]
     unseen = [name for name, count in zip(source.class_names, pixels, strict=True) if not count]
+    notes = []
     if unseen:
-        problems.append(f"{len(unseen)} of {len(pixels)} classes are never seen: {', '.join(unseen[:20])}")
+        notes.append(f"{len(unseen)} of {len(pixels)} classes are never seen: {', '.join(unseen[:20])}")
     shares = (pixels / max(1, pixels.sum())).tolist()
-    return MaskReport(which, counts, dict(zip(source.class_names, shares, strict=True)), problems)
+    return MaskReport(which, counts, dict(zip(source.class_names, shares, strict=True)), problems, notes)
 
 
 def _some(what: str, places: Iterable[str]) -> list[str]:

@@ -113,9 +113,22 @@ def find_split(root: Path, split: Half) -> tuple[Path, Path]:
             for folder in folders:
                 if (root / folder.format(split=name)).is_dir():
                     return file, root / folder.format(split=name)
-            raise ValueError(f"{file}: none of {', '.join(f.format(split=name) for f in folders)} beside it")
-    looked = ", ".join(annotations.format(split=split) for annotations, _ in _LAYOUTS)
-    raise NoSuchSplitError(f"{root}: no annotations in COCO's format (looked for {looked})")
+            missing = ", ".join(folder.format(split=name) for folder in folders)
+            raise ValueError(
+                f"{file}: none of {missing} in {root}; name the folder of its images: --set "
+                f"data.{split}_annotations={file.relative_to(root)} --set data.{split}_images=…, or for `data "
+                f"check` {file} --images …"
+            )
+    raise NoSuchSplitError(
+        f"{root}: no {split} annotations in COCO's format (looked for {annotation_files(split)})"
+    )
+
+
+def annotation_files(split: Half) -> str:
+    """Where the annotations of a split are looked for."""
+    *ours, exported = [annotations for annotations, _ in _LAYOUTS]
+    names = [*(name.format(split=split) for name in ours), exported.format(split=_EXPORT_NAMES[split])]
+    return ", ".join(names)
 
 
 def open_coco(
@@ -177,7 +190,8 @@ def read_coco(
         objects[number].append(thing)
     if with_masks and any(page["annotations"]) and not num_masks:
         raise ValueError(
-            f"{annotations}: has no masks, which Mask R-CNN needs; train a RetinaNet, which needs boxes only"
+            f"{annotations}: has no masks, which Mask R-CNN needs; train a RetinaNet, which needs boxes only: "
+            "--set detector.name=retinanet"
         )
     ready = [replace(known[number], objects=tuple(found)) for number, found in objects.items()]
     return CocoSet(ready, names, ids, problems)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.data.coco import CocoImage, CocoObject, CocoSet
-from crossformerpp.data.images import read_image
+from crossformerpp.data.images import UnusableImageError, read_image
 from crossformerpp.data.masks import decode, encode
 
 Target = dict[str, Any]
@@ -112,13 +112,16 @@ def open_image(entry: CocoImage) -> Image.Image:
     """The image of an entry.
 
     Raises:
-        ValueError: Unreadable, or of another size than the annotations say.
+        UnusableImageError: Unreadable, or of another size than the annotations say.
     """
-    image = read_image(entry.path)
+    try:
+        image = read_image(entry.path)
+    except ValueError as error:
+        raise UnusableImageError(str(error)) from None
     if image.size != (entry.width, entry.height):
-        raise ValueError(
+        raise UnusableImageError(
             f"{entry.path}: {image.width}x{image.height} pixels, but its annotations are for "
-            f"{entry.width}x{entry.height}; `crossformer data check` finds all such images"
+            f"{entry.width}x{entry.height}"
         )
     return image
 

@@ -20,6 +20,10 @@ _LONGEST = 4  # times the short side, as far as a long image is enlarged
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own hard limit: 179 million, half a GB as RGB
 
 
+class UnusableImageError(ValueError):
+    """An image of a data set, or its mask, cannot be used; says which and why."""
+
+
 def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image as upright 8-bit RGB, whatever it was.
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.data import ade20k
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image
+from crossformerpp.data.images import IMAGE_EXTENSIONS, UnusableImageError, read_image
 from crossformerpp.data.mask_files import (
     MASK_EXTENSIONS,
     MAX_CLASSES,
@@ -56,10 +56,13 @@ class MaskedImages:
         """The RGB image and its labels, H × W of int16.
 
         Raises:
-            ValueError: One is unreadable, or they do not fit; names the file and what is wrong.
+            UnusableImageError: One is unreadable, or they do not fit; names the file and what is wrong.
         """
-        image = read_image(self.images[index])
-        return image, self.code.read(self.masks[index], image.size)
+        try:
+            image = read_image(self.images[index])
+            return image, self.code.read(self.masks[index], image.size)
+        except ValueError as error:
+            raise UnusableImageError(str(error)) from None
 
 
 def is_ade20k(root: Path) -> bool:
@@ -229,7 +232,7 @@ def _class_names(
         if not listed.is_file():
             raise ValueError(
                 f"{root}: what are the classes called? Write their names into {listed.name} there, one a "
-                "line from label 0 on, or say --set data.class_names=[background,…]"
+                "line from label 0 on (`train` also takes --set data.class_names=[background,…])"
             )
         lines = listed.read_text(encoding="utf-8").splitlines()
         names = [line.strip() for line in lines if line.strip()]

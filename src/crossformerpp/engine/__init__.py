@@ -35,6 +35,7 @@ starting it at another number.
 import json
 import logging
 import re
+import shlex
 import sys
 import time
 import warnings
@@ -48,6 +49,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from crossformerpp.data.images import UnusableImageError
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.writing import replacing, write_json
 from crossformerpp.engine import processes
@@ -91,6 +93,7 @@ def train(
 
     Raises:
         ValueError: The recipe, the data or the folder cannot be used; nothing was written.
+        UnusableImageError: An image or mask cannot be used; `resume(out)` goes on once it is mended.
         LossNotFiniteError: The loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM; `resume(out)` goes on.
     """
@@ -118,7 +121,7 @@ def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
     Raises:
         ValueError: There is no run, nothing to resume, or a setting or the data changed with which it cannot
             go on.
-        LossNotFiniteError, TrainingInterruptedError: As `train`.
+        UnusableImageError, LossNotFiniteError, TrainingInterruptedError: As `train`.
     """
     run = RunFolder(out)
     if not run.recipe.is_file():
@@ -180,7 +183,7 @@ def evaluate(
     plan = Plan(steps=saved.step, steps_per_epoch=1)
     trainer = _trainer(recipe, [ProgressBar(plan)], logger=False)
     started = time.perf_counter()
-    with _quiet(), _threads(recipe.trainer), _said_plainly():
+    with _quiet(), _threads(recipe.trainer), _said_plainly(recipe):
         trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
     seconds = time.perf_counter() - started
     evaluation = module.last_evaluation
@@ -246,7 +249,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         val_check_interval=eval_every * section.accumulate,
         check_val_every_n_epoch=None,
     )
-    with _quiet(), _threads(section), _said_plainly():
+    with _quiet(), _threads(section), _said_plainly(module.recipe, run):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if saver.is_pending(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
@@ -293,15 +296,34 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _said_plainly() -> Iterator[None]:
-    """An error that a loader's worker process raised for the user, without that process's traceback."""
+def _said_plainly(recipe: BaseRecipe, run: RunFolder | None = None) -> Iterator[None]:
+    """An error that a loader's worker process raised for the user, without that process's traceback; one of
+    the data also with what to do.
+    """
     try:
         yield
     except ValueError as error:
-        lines = str(error).strip().splitlines()
-        if not lines or not re.match(r"Caught \w+ in DataLoader worker process", lines[0]):
+        text = str(error).strip()
+        is_from_worker = re.match(r"Caught \w+ in DataLoader worker process", text) is not None
+        if is_from_worker:
+            text = text.splitlines()[-1].partition(": ")[2]
+        if isinstance(error, UnusableImageError):
+            raise UnusableImageError(f"{text}; {_mend(recipe, run)}") from None
+        if not is_from_worker:
             raise
-        raise ValueError(lines[-1].partition(": ")[2]) from None
+        raise ValueError(text) from None
+
+
+def _mend(recipe: BaseRecipe, run: RunFolder | None) -> str:
+    """What to do about images that cannot be used. Without one of them a run in progress is another run."""
+    folder = recipe.model_dump()["data"]["root"] or "FOLDER"
+    finds = f"`crossformer data check {shlex.quote(str(folder))}` finds all such"
+    if run is None:
+        return f"{finds}; mend or remove it"
+    if not run.last.is_file():
+        return f"{finds}; mend or remove it, then begin again with --overwrite"
+    goes_on = f"`crossformer train --resume {shlex.quote(str(run.path))}`"
+    return f"{finds}; mend it, then {goes_on}, or remove it and begin again with --overwrite"
 
 
 @contextmanager

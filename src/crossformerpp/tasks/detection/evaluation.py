@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -25,6 +26,7 @@ from crossformerpp.data.writing import write_json
 Record = dict[str, Any]
 Kind = Literal["box", "mask"]
 _NUM_SHOWN = 12  # images in predictions.png
+_LEAST_SHOWN = 0.5  # score of what is drawn there
 _SIZES = ("small", "medium", "large")
 
 
@@ -168,7 +170,7 @@ class DetectionEvaluation:
         return cls(metrics, per_class, class_names, records)
 
     def write(self, folder: Path, split: Split) -> list[Path]:
-        """per_class.csv, detections.json (COCO's results format) and predictions.png."""
+        """per_class.csv, detections.json (COCO's results format), predictions.png (truth, prediction)."""
         assert isinstance(split.dataset, EvalImages)
         written = [folder / name for name in ("per_class.csv", "detections.json", "predictions.png")]
         with written[0].open("w", newline="", encoding="utf-8") as file:
@@ -189,12 +191,20 @@ class DetectionEvaluation:
         write_json(written[1], results)
         by_id = {record["truth"]["image_id"]: record for record in self.records}
         shown = coco.images[:: max(1, len(coco.images) // _NUM_SHOWN)][:_NUM_SHOWN]
-        pictures = [
-            draw_objects(open_image(entry), drawn_objects(by_id[entry.id]["found"], self.class_names))
-            for entry in shown
-        ]
-        contact_sheet(pictures).save(written[2])
+        self._sheet([(open_image(entry), by_id[entry.id]) for entry in shown]).save(written[2])
         return written
+
+    def _sheet(self, shown: Sequence[tuple[Image.Image, Record]]) -> Image.Image:
+        """The truth of each image and beside it what was found."""
+        pictures, headings = [], []
+        for image, record in shown:
+            true = [thing for thing in record["truth"]["objects"] if not thing["iscrowd"]]
+            found = drawn_objects(record["found"], self.class_names, _LEAST_SHOWN)
+            pictures += [
+                draw_objects(image, objects) for objects in (drawn_objects(true, self.class_names), found)
+            ]
+            headings += ["truth", "prediction" if found else f"nothing found above {_LEAST_SHOWN}"]
+        return contact_sheet(pictures, headings)
 
 
 def _mean(precision: np.ndarray) -> float:

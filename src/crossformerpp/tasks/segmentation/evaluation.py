@@ -65,7 +65,8 @@ class Example:
     def picture(self, colors: Sequence[Color]) -> Image.Image:
         """The image, the truth and the prediction, side by side."""
         image = Image.fromarray(self.image.transpose(1, 2, 0))
-        return side_by_side([image, blend(image, self.labels, colors), blend(image, self.predicted, colors)])
+        tinted = [blend(image, labels, colors) for labels in (self.labels, self.predicted)]
+        return side_by_side([image, *tinted], ("image", "truth", "prediction"))
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class SegmentationEvaluation:
         if not self.examples:
             return {}
         shown = stack([example.picture(self.colors) for example in self.examples])
-        present = np.unique(np.concatenate([np.unique(e.labels) for e in self.examples]))
+        drawn = [labels for e in self.examples for labels in (e.labels, e.predicted)]
+        present = np.unique(np.concatenate([np.unique(labels) for labels in drawn]))
         entries = [(self.class_names[label], self.colors[label]) for label in present[present >= 0]]
         return {"overlays": add_legend(shown, entries)}
