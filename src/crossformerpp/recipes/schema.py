@@ -57,15 +57,26 @@ class ModelSection(Section):
 
 
 class OptimSection(Section):
-    """The optimiser, by timm's name; norms, biases and the model's `no_weight_decay` are not decayed."""
+    """The optimiser, by timm's name.
+
+    `undecayed` is what weight decay spares: "vectors" norms, biases and the model's `no_weight_decay`, as timm does;
+    "norms" the backbone's norms alone, as the paper's UPerNet; "nothing" as the paper's detectors and Semantic FPN.
+    """
 
     name: str = "adamw"
     lr: PositiveFloat = 1e-3
     lr_batch_size: PositiveInt | None = None  # `lr` is for this batch size, scaled linearly to the real one
     weight_decay: NonNegativeFloat = 0.05
+    undecayed: Literal["vectors", "norms", "nothing"] = "vectors"
     options: dict[str, Any] = Field(default_factory=dict)  # e.g. betas, eps, momentum
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # lr factor per layer below the head
     clip_norm: PositiveFloat | None = 5.0
+
+    @model_validator(mode="after")
+    def _has_one_grouping(self) -> Self:
+        if self.layer_decay is not None and self.undecayed != "vectors":
+            raise ValueError(f"layer_decay goes with undecayed=vectors only, not with {self.undecayed}")
+        return self
 
 
 class ScheduleSection(Section):
@@ -75,8 +86,9 @@ class ScheduleSection(Section):
     update: Literal["step", "epoch"] = "step"  # how often the rate changes
     warmup_epochs: NonNegativeFloat | None = None
     warmup_steps: int | None = Field(default=None, ge=0)
-    warmup_lr: NonNegativeFloat = 1e-6  # where the linear warm-up starts, unscaled
+    warmup_lr: NonNegativeFloat = 1e-6  # where the linear warm-up starts
     min_lr: NonNegativeFloat = 0.0
+    scale_with_batch: bool = False  # scale warmup_lr and min_lr as optim.lr_batch_size scales the rate
     milestones: list[PositiveInt] = Field(default_factory=list)
     factor: PositiveFloat = 0.1  # at each milestone
     power: PositiveFloat = 0.9  # of poly

@@ -67,6 +67,7 @@ class InferenceSection(Section):
     """How an image of any size is looked at, when evaluating and predicting."""
 
     short_side: PositiveInt | None = 512  # None: the image's own size
+    multiple_of: PositiveInt = 1  # both sides are resized up to multiples of this
     mode: Literal["whole", "slide"] = "whole"
     window: int = Field(default=512, ge=32)  # slide: side of the windows,
     stride: PositiveInt = 340  # and from one to the next

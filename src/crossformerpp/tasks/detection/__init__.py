@@ -28,7 +28,7 @@ class Detection:
         coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
         if which != "train":
             return Split(EvalImages(coco, with_masks), coco.class_names, collate)
-        coco = _wide_enough(coco, data.long_side)
+        coco = _for_training(coco, data)
         transform = train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
         groups = aspect_groups(coco.images)
         return Split(TrainImages(coco, transform, with_masks), coco.class_names, collate, groups)
@@ -72,7 +72,12 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
     return find_split(data.root, half)
 
 
-def _wide_enough(coco: CocoSet, long_side: int) -> CocoSet:
-    """Without images so thin that nothing is left of them when their long side fits."""
-    kept = [i for i in coco.images if min(i.width, i.height) * long_side >= max(i.width, i.height)]
+def _for_training(coco: CocoSet, data: DetectionData) -> CocoSet:
+    """Without images so thin that nothing is left of them when their long side fits, and without empty ones if asked.
+
+    An image with nothing but a crowd is empty too.
+    """
+    kept = [i for i in coco.images if min(i.width, i.height) * data.long_side >= max(i.width, i.height)]
+    if not data.empty_images:
+        kept = [image for image in kept if any(not it.is_crowd for it in image.objects)]
     return CocoSet(kept, coco.class_names, coco.category_ids, coco.problems)

@@ -66,12 +66,16 @@ class Look:
         """How often the network is called for an image."""
         count = 0
         for scale in self.section.scales:
-            cells = [
-                _num_cells(length) for length in scaled_size((height, width), self.section.short_side, scale)
-            ]
+            cells = [_num_cells(length) for length in self._size_seen(height, width, scale)]
             tops, lefts = (self._starts(number) for number in cells)
             count += len(tops) * len(lefts) * (2 if self.section.flip else 1)
         return count
+
+    def _size_seen(self, height: int, width: int, scale: float) -> list[int]:
+        """Height and width to which an image is resized."""
+        multiple = self.section.multiple_of
+        size = scaled_size((height, width), self.section.short_side, scale)
+        return [-(-length // multiple) * multiple for length in size]
 
     def _starts(self, num_cells: int) -> list[int]:
         """First cells of the windows along a side; the last window ends where the side does."""
@@ -91,7 +95,7 @@ class _View:
         self, look: Look, image: Tensor, scale: float, mirrored: bool, advance: Callable[[], None]
     ) -> None:
         self.look, self.mirrored, self.advance = look, mirrored, advance
-        self.size = scaled_size(image.shape[-2:], look.section.short_side, scale)
+        self.size = look._size_seen(*image.shape[-2:], scale)
         self.height, self.width = (_num_cells(length) for length in self.size)  # in cells
         if self.size != list(image.shape[-2:]):
             image = TF.resize(image, self.size, antialias=True)
