@@ -49,6 +49,8 @@ class DetectorSection(Section):
     """
 
     name: Literal["retinanet", "mask_rcnn"]
+    # whose anchors, RoIAlign, candidates, … the weights were trained with: see tasks/detection/mmdetection.py
+    rules: Literal["torchvision", "mmdetection"] = "torchvision"
     pyramid_channels: PositiveInt = 256  # of the FPN, and of what runs on it
     group_norm: bool = False  # in pyramid and heads: new ones learn faster
     anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)  # in pixels, one per pyramid level
@@ -62,7 +64,9 @@ class DetectorSection(Section):
     kept_proposals: PositiveInt | None = None
     train_samples: PositiveInt = 512
     box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"  # of Mask R-CNN's two stages; RetinaNet's is L1
-    roi_samples: int = Field(default=2, ge=0)  # points a side of each bin of RoIAlign; 0: as many as it has pixels
+    roi_samples: int = Field(
+        default=2, ge=0
+    )  # points a side of each bin of RoIAlign; 0: as many as it has pixels
     min_score: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.5, gt=0, le=1)
     max_detections: PositiveInt = 100  # per image
