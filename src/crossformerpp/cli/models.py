@@ -67,6 +67,10 @@ def convert(
             help="Groups of a detector or segmenter, e.g. 'group_sizes: [14, 14, 7, 7]'; default: the file's."
         ),
     ] = "{}",
+    lda: Annotated[
+        Literal["spanning", "regional"] | None,
+        typer.Option(help="LDA grouping the weights were trained with; default: the variant's."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -78,13 +82,13 @@ def convert(
             raise ValueError(
                 f"--model {model}: leave it out, the weights of a whole model tell which backbone it has"
             )
-        _convert_dense(source, destination, task, options, overwrite, as_json)
+        _convert_dense(source, destination, task, options, lda, overwrite, as_json)
         return
     if model is None:
         raise ValueError(
             "pass --model NAME, such as crossformer_small, or --task for a whole detector or segmenter"
         )
-    report = checkpoints.convert(source, destination, model, overwrite=overwrite)
+    report = checkpoints.convert(source, destination, model, lda=lda, overwrite=overwrite)
     if as_json:
         show_json(
             {
@@ -93,13 +97,16 @@ def convert(
                 "tensors": report.num_tensors,
                 "params": report.num_params,
                 "num_classes": report.num_classes,
+                "lda": report.lda,
                 "dropped": list(report.dropped),
             }
         )
         return
     head = "no head" if report.num_classes is None else f"{report.num_classes} classes"
     dropped = f"; left out: {', '.join(report.dropped)}" if report.dropped else ""
-    say(f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}{dropped}")
+    say(
+        f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}, {report.lda} LDA{dropped}"
+    )
 
 
 def _convert_dense(
@@ -107,13 +114,15 @@ def _convert_dense(
     destination: Path,
     task: Literal["detection", "segmentation"],
     options: str,
+    lda: Literal["spanning", "regional"] | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
     from crossformerpp.recipes.load import parse_options
     from crossformerpp.tasks.released import convert_dense
 
-    report = convert_dense(source, destination, task, options=parse_options(options), overwrite=overwrite)
+    chosen = parse_options(options) | ({"lda": lda} if lda else {})
+    report = convert_dense(source, destination, task, options=chosen, overwrite=overwrite)
     if as_json:
         show_json(
             {
@@ -193,8 +202,8 @@ def _measure(name: str) -> dict[str, Any]:
         "name": name,
         "params": cost.params,
         "macs": cost.macs,
-        "group_sizes": [_one([block.group_size for block in blocks]) for blocks in stages],
-        "intervals": [_one([block.interval for block in blocks]) for blocks in stages],
+        "group_sizes": [_one([block.attn.group_size for block in blocks]) for blocks in stages],
+        "intervals": [_one([block.attn.interval for block in blocks]) for blocks in stages],
     }
 
 

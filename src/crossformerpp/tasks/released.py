@@ -190,6 +190,7 @@ def convert_dense(
         "format": "pt",
         "model": model,
         "source": source.name,
+        "lda": str(groups["lda"]),
         "recipe": dump_recipe(recipe),
         "class_names": json.dumps(class_names),
     }
@@ -293,8 +294,7 @@ def _groups(
     }
     if len(found) == len(groups):
         groups, told_by = found, "the file's own configuration"
-    if "lda" in VARIANTS[model]:
-        groups["lda"] = VARIANTS[model]["lda"]
+    groups["lda"] = VARIANTS[model]["lda"]  # as the code that they were trained with
     if options:
         groups, told_by = groups | dict(options), "the command line"
     return groups, told_by

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from timm.data import ImageNetInfo
 from torch import Tensor
 
@@ -111,22 +110,21 @@ def open_saved(path: Path) -> SavedRun:
 
 def _open_converted(file: Path) -> SavedRun:
     """A converted model as if it were a run. A classifier: at its paper's settings, classes named as ImageNet does."""
-    weights = checkpoints.read_checkpoint(file)
-    with safe_open(file, framework="pt") as content:
-        about = content.metadata() or {}
+    weights, about = checkpoints.read_checkpoint(file), checkpoints.recorded(file)
     if "recipe" in about:  # a whole detector or segmenter
         recipe = parse_recipe(yaml.safe_load(about["recipe"]), f"in {file}")
         return SavedRun(file, recipe, json.loads(about["class_names"]), 0, checkpoints.read_file(file))
     name = about.get("model")
     if name is None or "head.fc.weight" not in weights:
         raise ValueError(f"{file}: not a classifier written by `crossformer convert`")
+    lda = checkpoints.recorded_lda(file)
     num_classes = weights["head.fc.weight"].shape[0]
     class_names = [f"class {number}" for number in range(num_classes)]
     if num_classes == 1000:
         class_names = ImageNetInfo().label_names()
     values = {
         "task": "classification",
-        "model": {"name": name},
+        "model": {"name": name, "options": {"lda": lda} if lda else {}},
         "data": {"source": "folder", "size": 224, "eval_resize": 256},
         "trainer": {"epochs": 1},
     }
@@ -141,20 +139,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir() or path.suffix == ".ckpt":
         return open_saved(path).weights
-    if path.suffix == ".safetensors" and _is_whole(path):
+    if "recipe" in checkpoints.recorded(path):  # a whole detector or segmenter
         return open_saved(path).weights
     state = checkpoints.read_checkpoint(path)
     is_released = any(key.startswith("patch_embed.projs.") for key in state)
     return checkpoints.from_released(state) if is_released else state
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a readable file of `crossformer convert` holds a whole detector or segmenter."""
-    try:
-        with safe_open(file, framework="pt") as content:
-            return "recipe" in (content.metadata() or {})
-    except (OSError, SafetensorError):
-        return False
 
 
 def trained_section(path: Path) -> ModelSection | None:

@@ -9,7 +9,6 @@ handed out as a band of pixel rows, and forgotten. So the logits of 150 classes 
 Legend: K classes; H W the image; a cell is a pixel of the logits, 4 × 4 pixels of a view.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
