@@ -18,10 +18,13 @@ def resize_bytes(image: Tensor, size: Sequence[int]) -> Tensor:
     height, width = image.shape[-2:]
     if [height, width] == list(size):
         return image
+    pixels = image.int()
+    if [height, width] == [2 * length for length in size]:  # OpenCV has another formula for halves
+        halved = pixels[..., ::2, :] + pixels[..., 1::2, :]
+        return ((halved[..., ::2] + halved[..., 1::2] + 2) >> 2).to(torch.uint8)
     left, right, of_left, of_right = _neighbours(width, size[1], image.device)
     outside = left == right  # a column beyond the edge has one neighbour only, a row has the same one twice
     of_left, of_right = of_left.where(~outside, 1 << _ONE), of_right.where(~outside, 0)
-    pixels = image.int()
     columns = (pixels[..., left] * of_left + pixels[..., right] * of_right) >> 4
     upper, lower, of_upper, of_lower = _neighbours(height, size[0], image.device)
     top = (columns[..., upper, :] * of_upper[:, None]) >> 16

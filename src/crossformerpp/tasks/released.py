@@ -306,7 +306,7 @@ def _recipe(model: str, head: str, groups: dict[str, Any], class_names: list[str
         "task": _TASKS[head],
         "model": {"name": model, "options": groups},
         # one at a time: what pads an image to its neighbour's size would change its groups
-        "trainer": {"epochs": 12, "batch_size": 16, "eval_batch_size": 1},
+        "trainer": {"epochs": 12, "batch_size": 16, "eval_batch_size": 1, "precision": "32-true"},
     }
     if _TASKS[head] == "detection":
         values["data"] = {"source": "folder", "short_side": [800], "long_side": 1333}

@@ -79,7 +79,7 @@ class StrideAnchors(AnchorGenerator):
         scales: Any,
         aspect_ratios: Any,
         dtype: torch.dtype = torch.float32,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (torchvision's signature)
     ) -> Tensor:
         sizes = torch.as_tensor(scales, dtype=dtype, device=device)
         heights = torch.as_tensor(aspect_ratios, dtype=dtype, device=device).sqrt()

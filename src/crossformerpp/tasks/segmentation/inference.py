@@ -16,8 +16,8 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 
-from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.data.images import scaled_size
+from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.recipes.segmentation import InferenceSection
 
 CELL = 4  # stride of the logits
