@@ -16,16 +16,17 @@ from torch import nn
 from crossformerpp import VARIANTS, CrossFormer
 from crossformerpp.analysis import layer_pictures
 from crossformerpp.analysis.amplitude import block_amplitudes
-from crossformerpp.layers import DynamicPositionBias
+from crossformerpp.layers import DynamicPositionBias, GroupRule
 
 HERE = Path(__file__).parent
+GROUPS = [GroupRule("short", 4), GroupRule("long", 3, 2, "spanning"), GroupRule("long", 3, 2, "regional")]
 
 
 def main() -> None:
     """Write all four beside this file."""
     pictures = {
         "embedding": layer_pictures.embedding(),
-        "groups": layer_pictures.groups([(8, 8), (11, 9)], group_size=4, interval=2),
+        "groups": layer_pictures.groups([(8, 8), (11, 9)], GROUPS),
         "position_bias": layer_pictures.bias_surfaces(bias_tables()),
         "cooling": layer_pictures.amplitudes(
             {"without ACL": amplitudes(cooling=None), "with ACL": amplitudes(cooling=3)}, (3, 6, 9, 12, 15)
@@ -45,7 +46,7 @@ def bias_tables() -> dict[str, np.ndarray]:
     bias = scaled(DynamicPositionBias(hidden_dim=16, num_heads=8))
     with torch.no_grad():
         return {
-            f"G = {size}: {2 * size - 1}² offsets": bias.table(size, size)[0].numpy() for size in (7, 14, 21)
+            f"G = {size}: {2 * size - 1}² offsets": bias(size, size)[0].numpy() for size in (7, 14, 21)
         }
 
 
@@ -59,7 +60,7 @@ def amplitudes(cooling: int | None) -> list[float]:
 
 
 def scaled(module: Any) -> Any:
-    """The module, its linear layers drawn anew."""
+    """The module, its linear layers drawn again."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
