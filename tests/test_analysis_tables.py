@@ -128,12 +128,20 @@ def test_where_nothing_is_padded_the_papers_count_is_ours(name):
 @pytest.mark.parametrize("kind", ["regional", "spanning"])
 def test_padding_counts(kind):
     """By hand: stage 1 of one SDA and one LDA block on a map of 9×10, G = 4, I = 3."""
-    options = {"depths": (2, 0, 0, 0), "embed_dim": 32, "group_sizes": [4] * 4, "intervals": [3] * 4, "lda": kind}
+    options = {
+        "depths": (2, 0, 0, 0),
+        "embed_dim": 32,
+        "group_sizes": [4] * 4,
+        "intervals": [3] * 4,
+        "lda": kind,
+    }
     cel = sum(k * k * 3 * d for k, d in ((4, 16), (8, 8), (16, 4), (32, 4))) * 90
     mlp = 2 * 8 * 90 * 32**2
     bias = (2 * 2 + 2 * 2**2 + 2 * 1) * 49
     short = 4 * 144 * 32**2 + 2 * 144 * 16 * 32 + bias  # padded to 12×12
-    padded, N, offsets = (144, 16, 49) if kind == "regional" else (108, 12, 35)  # to 12×12; to 9×12, groups of 3×4
+    padded, N, offsets = (
+        (144, 16, 49) if kind == "regional" else (108, 12, 35)
+    )  # to 12×12; to 9×12, groups of 3×4
     long = 4 * padded * 32**2 + 2 * padded * N * 32 + bias // 49 * offsets
     later = count_as_the_paper("crossformer_tiny", {**options, "depths": (0, 0, 0, 0)}, 36, 40) - cel
     assert count_as_the_paper("crossformer_tiny", options, 36, 40) == cel + mlp + short + long + later

@@ -10,8 +10,8 @@ from torch import nn
 from crossformerpp.analysis.tables import paper_rows
 from crossformerpp.checkpoints import to_released
 from crossformerpp.recipes.load import load_recipe, recipe_names
-from crossformerpp.recipes.segmentation import HeadSection, SegmentationRecipe
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.recipes.segmentation import HeadSection, SegmentationRecipe
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from crossformerpp.tasks.segmentation.model import Segmenter
 from test_recipes_detection import page_text

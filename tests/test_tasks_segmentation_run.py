@@ -16,7 +16,7 @@ from crossformerpp import cli, engine, predict
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.segmentation import open_folder
 from crossformerpp.recipes.load import dump_recipe, load_recipe, parse_recipe, recipe_names
-from crossformerpp.tasks.plug import find_task
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.segmentation.module import SegmentationModule
 
 SIZE, NUM_SCENES = 96, 5

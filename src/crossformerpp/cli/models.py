@@ -83,7 +83,16 @@ def _dense_models(tables: Sequence[str], as_json: bool) -> None:
         return
     height, width = rows[0].size
     show_table(
-        ("model", "head", "schedule", "params", "paper's", "GMACs", "as the paper counts", "paper's FLOPs, G"),
+        (
+            "model",
+            "head",
+            "schedule",
+            "params",
+            "paper's",
+            "GMACs",
+            "as the paper counts",
+            "paper's FLOPs, G",
+        ),
         [
             (
                 row.name,

@@ -3,15 +3,15 @@
 How a task plugs in
 ===================
 The engine owns the Trainer, the run directory, checkpoints, resume, logs and the learning curve. It knows
-a task only through `crossformerpp.tasks.plug`. A new task, say detection, brings:
+a task only through `crossformerpp.tasks.Task`. A new task, say detection, brings:
 
 1. `recipes/detection.py`: `DetectionRecipe(BaseRecipe)` with `task: Literal["detection"]`, a `data` section
    (its `root` is what `--data FOLDER` sets) and sections of its own; added to `recipes.load.RECIPES`.
    Pages go to `recipes/<folder>/<name>.yaml` and are called `<folder>/<name>` on the command line.
 2. `data/…`: map-style data sets that know no recipe, only plain arguments. `__getitem__` may be random; the
    engine seeds torch, numpy and `random` around it from (seed, epoch, index). Never keep state in a data set.
-3. `tasks/detection/` (or one file): an object with the three methods of `plug.Task`, returned by
-   `plug.find_task` under its name:
+3. `tasks/detection/` (or one file): an object with the three methods of `tasks.Task`, returned by
+   `tasks.find_task` under its name:
 
    - `split(recipe, "train" | "val", class_names)` → `data.split.Split` (data set, class names, collate,
      groups);
@@ -69,10 +69,10 @@ from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
-from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.saved import KEY, open_saved, read_training_state
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]

@@ -62,7 +62,9 @@ class DetectorSection(Section):
     kept_proposals: PositiveInt | None = None
     train_samples: PositiveInt = 512
     box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"  # of Mask R-CNN's two stages; RetinaNet's is L1
-    roi_samples: int = Field(default=2, ge=0)  # points a side of each bin of RoIAlign; 0: as many as it has pixels
+    roi_samples: int = Field(
+        default=2, ge=0
+    )  # points a side of each bin of RoIAlign; 0: as many as it has pixels
     min_score: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.5, gt=0, le=1)
     max_detections: PositiveInt = 100  # per image

@@ -14,6 +14,7 @@ from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.loading import LoadReport, load_weights
 
+
 class Pyramid(nn.Module):
     """Images (B, 3, H, W) -> one map (B, Ci, H/s, W/s) per stride s.
 

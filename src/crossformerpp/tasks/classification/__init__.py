@@ -1,4 +1,4 @@
-"""Image classification: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
+"""Image classification as a `tasks.Task`. Only `module` needs the trainer."""
 
 import warnings
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation: the socket of `tasks.plug`. Only `module` needs the trainer."""
+"""Object detection and instance segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal

@@ -124,6 +124,8 @@ class MaskRCNNDetector(MaskRCNN):
     """torchvision's Mask R-CNN, with labels from 0 outside (inside 0 is the background)."""
 
     backbone: FeaturePyramid
+    rpn: Any  # RegionProposalNetwork and RoIHeads, which torchvision leaves untyped
+    roi_heads: Any
 
     def __init__(
         self, backbone: FeaturePyramid, section: DetectorSection, view: View, num_classes: int

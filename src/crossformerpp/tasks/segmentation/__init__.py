@@ -1,4 +1,4 @@
-"""Semantic segmentation: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
+"""Semantic segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
 from typing import TYPE_CHECKING, Any
 

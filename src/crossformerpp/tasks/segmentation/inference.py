@@ -95,7 +95,7 @@ class _View:
         self, look: Look, image: Tensor, scale: float, mirrored: bool, advance: Callable[[], None]
     ) -> None:
         self.look, self.mirrored, self.advance = look, mirrored, advance
-        self.size = look._size_seen(*image.shape[-2:], scale)
+        self.size = look._size_seen(image.shape[-2], image.shape[-1], scale)
         self.height, self.width = (_num_cells(length) for length in self.size)  # in cells
         if self.size != list(image.shape[-2:]):
             image = TF.resize(image, self.size, antialias=True)
