@@ -26,10 +26,7 @@ def tables(
         ),
     ] = "ours",
     measure: Annotated[bool, typer.Option("--measure", help="Time the classification models here.")] = False,
-    batch: Annotated[list[int], typer.Option(min=1, help="Images per batch to time; may be repeated.")] = [
-        64,
-        1,
-    ],  # noqa: B006
+    batch: Annotated[list[int], typer.Option(min=1, help="Images per batch; may be repeated.")] = [64, 1],  # noqa: B006
     device: Annotated[str, typer.Option(help="Where to time: cpu, cuda, cuda:1, …")] = "cpu",
     seconds: Annotated[
         float, typer.Option(help="About how long to time a table at each batch size in turns.")
