@@ -1,4 +1,7 @@
-"""How large the outputs of blocks are, Sec. 4.2 and Fig. 5: of any timm model whose stages are made of blocks."""
+"""How large the outputs of blocks are, Sec. 4.2 and Fig. 5: of any timm model whose stages are made of blocks.
+
+A block's output is taken after the cooling layer that may follow the block, as in Fig. 5.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockAmplitude:
-    """Largest and mean |output| of a block over images, tokens and channels."""
+    """Largest and mean |output| of a block over images, tokens and channels, after its cooling layer."""
 
     stage: int
     block: int
@@ -82,7 +85,7 @@ class _Statistics:
 
 
 def block_amplitudes(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockAmplitude]:
-    """The amplitude of every block's output, before a cooling layer that may follow it.
+    """The amplitude of every block's output, after the cooling layer that may follow it.
 
     Args:
         model: In evaluation mode.
@@ -92,8 +95,10 @@ def block_amplitudes(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockA
     statistics = [_Statistics() for _ in blocks]
     with ExitStack() as hooks, torch.inference_mode():
         for block, found in zip(blocks, statistics, strict=True):
-            # a hook that cools a block's output comes later
-            hooks.callback(block.module.register_forward_hook(found, prepend=True).remove)
+            # `add_cooling` cools by a hook, which comes before this one
+            cooling = getattr(block.module, "cooling", None)
+            last = block.module if cooling is None else cooling
+            hooks.callback(last.register_forward_hook(found).remove)
         for batch in batches:
             model(batch)
     return [

@@ -1,4 +1,4 @@
-"""`crossformer analyze`: what goes on inside of networks."""
+"""`crossformer analyze`: what happens inside networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from crossformerpp.analysis.group_choice import GroupChoices
     from crossformerpp.tasks.network import Network
 
-app = typer.Typer(help="Look into networks: amplitudes, attention, group sizes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look inside networks: amplitudes, attention, architecture, group sizes.", no_args_is_help=True
+)
 
 Images = Annotated[
     list[Path] | None,
@@ -118,6 +120,30 @@ def attention(
         title="mean over heads; every head's is in attention_distance.csv",
     )
     say(f"attention_maps and attention_distance, .png and .csv, are in {folder}")
+
+
+@app.command()
+def architecture(
+    model: Annotated[str, typer.Argument(help="A CrossFormer's run, checkpoint or timm name.")],
+    size: Size = None,
+    options: Options = "{}",
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw the model's stages and blocks (Fig. 1, 6) and its first CEL (Fig. 3) from its own layers."""
+    from crossformerpp.analysis import architecture_pictures as pictures
+    from crossformerpp.data.photographs import open_photographs
+    from crossformerpp.models import CrossFormer
+
+    network = _open(model, options, size)
+    if not isinstance(network.model, CrossFormer):
+        raise ValueError(f"{model}: not a CrossFormer, whose architecture this command draws")
+    folder = _claim(out, overwrite)
+    photograph = next(iter(open_photographs("train")))
+    pictures.architecture(network.model, network.size).savefig(folder / "architecture.png", dpi=100)
+    stages: Any = network.model.stages
+    pictures.embedding(stages[0].embedding, photograph).savefig(folder / "embedding.png", dpi=100)
+    say(f"architecture.png and embedding.png are in {folder}")
 
 
 @app.command()

@@ -64,6 +64,7 @@ from crossformerpp.engine.callbacks import (
 )
 from crossformerpp.engine.changes import changes
 from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
+from crossformerpp.engine.inside import LogInside
 from crossformerpp.engine.loaders import RunData, first_batch
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
@@ -233,6 +234,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         SeedEachBatch(section.seed),
         guard,
         Log(run, plan, section.log_every),
+        *([LogInside(run, section.inside_every)] if section.inside_every else []),
         ProgressBar(plan),
         saver,
         StopOnSignal(saver),

@@ -123,6 +123,7 @@ class TrainerSection(Section):
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
     eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
+    inside_every: PositiveInt | None = None  # steps between the rows of inside.csv; None: no such file
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
     result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
@@ -155,3 +156,12 @@ class BaseRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection | None = None
     trainer: TrainerSection
+
+    @model_validator(mode="after")
+    def _can_look_inside(self) -> Self:
+        if self.trainer.inside_every is not None and (self.model.compile or self.trainer.strategy == "fsdp"):
+            raise ValueError(
+                "trainer.inside_every looks into the model's layers, which model.compile merges and strategy=fsdp "
+                "spreads: switch them off or leave it out"
+            )
+        return self

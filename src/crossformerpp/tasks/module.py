@@ -58,6 +58,10 @@ class TaskModule(pl.LightningModule):
     def evaluation(self) -> Evaluation:
         """Sum up the batches since the last call over all processes, and forget them."""
 
+    def look(self, batch: Any) -> tuple[nn.Module, Tensor]:
+        """The backbone, and the images (B, C, H, W) of a training batch as it sees them."""
+        return self.model, batch[0]
+
     def pictures(self) -> dict[str, Image.Image]:
         """File name without suffix → RGB picture of the latest evaluation, for the run folder and TensorBoard."""
         return {}

@@ -44,6 +44,11 @@ class Pyramid(nn.Module):
         self.getter = getter
 
     @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """timm's description of the model's maps, as its models have it."""
+        return self.getter.model.feature_info
+
+    @property
     def model(self) -> nn.Module:
         return self.getter.model
 

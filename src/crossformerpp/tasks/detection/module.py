@@ -27,6 +27,10 @@ class DetectionModule(TaskModule):
         parts = self.model(images, targets)
         return {"loss": sum(parts.values()), **{name.removeprefix("loss_"): parts[name] for name in parts}}
 
+    def look(self, batch: Batch) -> tuple[nn.Module, Tensor]:
+        detector: Any = self.model
+        return detector.backbone, detector.transform(batch[0])[0].tensors
+
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, truths = batch
         for found, truth in zip(model(images), truths, strict=True):
