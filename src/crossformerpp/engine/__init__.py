@@ -174,6 +174,7 @@ def evaluate(
     apply_overrides(values, overrides)
     values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
     values["ema"] = None  # which has the averaged ones already, if there are any
+    values.pop("distill", None)  # a teacher is for training
     if root is not None:
         values["data"]["root"] = root
     recipe = parse_recipe(values, f"in {saved.path}")
