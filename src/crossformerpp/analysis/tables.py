@@ -87,7 +87,8 @@ def paper_rows(table: str) -> list[TableRow]:
     page = read_tables()[table]
     rows = []
     for part in page.get("parts", [page]):
-        common = {key: part.get(key) for key in ("head", "schedule")} | {"size": page.get("size", 224)}
+        common = {key: part.get(key) for key in ("head", "schedule", "recipe")}
+        common["size"] = page.get("size", 224)
         for values in part["rows"]:
             printed = dict(zip(part["columns"], values["printed"], strict=True))
             rows.append(_row(table, printed, **common | {k: v for k, v in values.items() if k != "printed"}))
