@@ -242,7 +242,9 @@ def test_the_page_on_reproduction_has_a_line_per_row():
             assert all(f"{switch}: " in recipe for switch in switches)
             sizes = row.options.get("group_sizes") or VARIANTS[row.model]["group_sizes"]
             assert groups.startswith(", ".join(map(str, sizes)) if "→" not in row.name else "4, 5, 6→14")
-            assert groups.endswith((row.options["lda"],) if "lda" in row.options else ("spanning", "regional"))
+            assert groups.endswith(
+                (row.options["lda"],) if "lda" in row.options else ("spanning", "regional")
+            )
             headline = next(label for label in ("accuracy", "box AP", "IoU") if label in row.figures)
             assert f"{headline} {row.figures[headline]:.1f}" in figures
             assert here == "not run"

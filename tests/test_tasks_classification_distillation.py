@@ -119,7 +119,7 @@ def test_a_teacher_that_cannot_teach_is_refused(section, message, tmp_path):
         find_task("classification").module(recipe, NAMES)
 
 
-def test_pretrained_weights_that_cannot_be_had_are_an_error():
+def test_pretrained_weights_that_cannot_be_loaded_are_an_error():
     recipe = tiny_recipe("distill={teacher: crossformer_tiny, checkpoint: pretrained}")
-    with pytest.raises(ValueError, match="timm's weights cannot be had"):
+    with pytest.raises(ValueError, match="timm's weights could not be loaded"):
         find_task("classification").module(recipe, [str(number) for number in range(1000)])

@@ -1,4 +1,4 @@
-"""How large the outputs of blocks are, Sec. 4.2 and Fig. 5: of any timm model whose stages are made of blocks.
+"""Amplitudes of blocks' outputs (Sec. 4.2, Fig. 5), for any timm model whose stages consist of blocks.
 
 A block's output is taken after the cooling layer that may follow the block, as in Fig. 5.
 """
@@ -52,7 +52,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
         containers = [(info["module"], model.get_submodule(info["module"])) for info in features]
     stages = [stage for container in containers for stage in _stages(*container) if any(stage[1].children())]
     if not stages:
-        raise ValueError(f"{type(model).__name__} has no stages of blocks to look at; choose another model")
+        raise ValueError(f"{type(model).__name__} has no stages of blocks to measure; choose another model")
     return [
         Block(stage, number, f"{name}.{key}", block)
         for stage, (name, members) in enumerate(stages, start=1)

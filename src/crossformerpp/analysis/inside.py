@@ -1,4 +1,4 @@
-"""What goes on inside a network in training, as numbers to log: amplitudes and attention distances of its blocks."""
+"""What happens inside a network during training, as numbers to log: amplitudes and attention distances of its blocks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def look_inside(model: nn.Module, images: Tensor) -> dict[str, float]:
         images: (B, C, H, W); a block's attention of all of them is in memory at once.
 
     Returns:
-        `amplitude_max` and `amplitude_mean` of each block's output (Fig. 5); and where attention can be looked into
-        (LSDA and timm's Swin) `attention_distance`, the mean over heads, queries and keys in pixels of the image.
+        `amplitude_max` and `amplitude_mean` of each block's output (Fig. 5); and for models whose attention can be
+        inspected (LSDA and timm's Swin) `attention_distance`, the mean over heads, queries and keys in pixels of the image.
 
     Raises:
         ValueError: The model has no stages of blocks.

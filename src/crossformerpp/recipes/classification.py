@@ -1,4 +1,4 @@
-"""What a classification recipe says beyond the common parts."""
+"""The parts of a classification recipe beyond the common ones."""
 
 from pathlib import Path
 from typing import Any, Literal, Self

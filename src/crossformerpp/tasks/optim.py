@@ -1,4 +1,4 @@
-"""timm's optimisers and schedules, as a recipe asks for them."""
+"""timm's optimisers and schedules, built from a recipe."""
 
 from dataclasses import dataclass
 from typing import Any

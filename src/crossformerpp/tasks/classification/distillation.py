@@ -95,13 +95,13 @@ def _open_pretrained(section: DistillSection, num_classes: int, seen: Colours) -
         model = timm.create_model(section.teacher, pretrained=True, **section.options)
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(
-            f"distill.teacher {section.teacher}: timm's weights cannot be had ({error})"
+            f"distill.teacher {section.teacher}: timm's weights could not be loaded ({error})"
         ) from None
     return Teacher(model, (tuple(known["mean"]), tuple(known["std"])), seen)
 
 
 def _trained_colours(path: Path) -> Colours | None:
-    """How a run's images were normalised; None where the file does not tell."""
+    """How a run's images were normalised; None if the file does not record it."""
     try:
         recipe = open_saved(path).recipe
     except ValueError:

@@ -54,7 +54,7 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
     """Annotation file and image folder of a split.
 
     Raises:
-        ValueError: The recipe names no data, or they are not where it says.
+        ValueError: The recipe names no data, or they are not where it says they are.
     """
     if data.source == "digit_scenes":
         sizes = data.scenes.train, data.scenes.val, data.scenes.size, data.scenes.seed
@@ -68,7 +68,7 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
         root = data.root or Path()
         return root / annotations, root / images
     if data.root is None:
-        raise ValueError("this recipe trains on a folder in COCO's format: say --data FOLDER")
+        raise ValueError("this recipe trains on a folder in COCO's format: pass --data FOLDER")
     return find_split(data.root, half)
 
 

@@ -1,6 +1,6 @@
 """Class probabilities of every pixel of an image of any size, in bounded memory.
 
-An image is looked at in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
+The network sees an image in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
 one window itself. The network sees the windows row by row, where they overlap its logits are averaged, and
 what is finished is enlarged to the image's own resolution, turned to probabilities, averaged over the views,
 handed out as a band of pixel rows, and forgotten. So the logits of 150 classes for twelve million pixels
@@ -89,7 +89,7 @@ class Look:
 
 
 class _View:
-    """One view's logits, computed as they are asked for, from top to bottom."""
+    """One view's logits, computed on demand, from top to bottom."""
 
     def __init__(
         self, look: Look, image: Tensor, scale: float, mirrored: bool, advance: Callable[[], None]
@@ -121,7 +121,7 @@ class _View:
         return _interpolate(logits, y - start, dim=1).softmax(dim=0)
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        """Mean logits of rows of cells, K × rows × width; rows before `start` are never asked for again."""
+        """Mean logits of rows of cells, K × rows × width; rows before `start` are not requested again."""
         while self._finished() < stop:
             self._compute_windows(start)
         part = slice(start - self.first, stop - self.first)
