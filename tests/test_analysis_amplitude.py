@@ -46,11 +46,9 @@ def test_amplitudes_are_those_of_the_outputs_over_all_batches():
     outputs = {}
     for stage in range(4):
         for number, block in enumerate(model.stages[stage].blocks):
-            for module in (block, block.cooling):  # the later of the two overwrites
-                if module is not None:
-                    module.register_forward_hook(
-                        lambda _, __, out, key=(stage + 1, number + 1): outputs.update({key: out})
-                    )
+            (block.cooling or block).register_forward_hook(
+                lambda _, __, out, key=(stage + 1, number + 1): outputs.update({key: out})
+            )
     with torch.no_grad():
         model(images)
     assert [(a.stage, a.block) for a in found] == list(outputs)

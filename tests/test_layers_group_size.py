@@ -3,7 +3,10 @@
 from typing import get_args
 
 import pytest
+import timm
+import torch
 
+import crossformerpp  # noqa: F401 (registers our models with timm)
 from crossformerpp.layers.group_size import GroupPolicy, linear_group_sizes, policy_group_sizes
 
 SMALL = (2, 2, 18, 2)  # CrossFormer++-S
@@ -55,3 +58,14 @@ def test_an_unknown_policy_names_the_nearest():
         policy_group_sizes("liner", SMALL)
     with pytest.raises(ValueError, match="4 stages, here are 2"):
         policy_group_sizes("7_14", (1, 1))
+
+
+def test_a_model_takes_a_policys_name_and_img_size_is_its_map():
+    for size in (224, (256, 384)):
+        with torch.device("meta"):
+            model = timm.create_model("crossformerpp_small", group_sizes="linear", img_size=size)
+        side = 56 if size == 224 else 64
+        found = tuple(tuple(block.attn.rule.group_size for block in stage.blocks) for stage in model.stages)
+        assert found == policy_group_sizes("linear", SMALL, side)
+    with pytest.raises(ValueError, match="did you mean 'alter'"):
+        timm.create_model("crossformerpp_small", group_sizes="altr")

@@ -96,9 +96,7 @@ def block_amplitudes(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockA
     with ExitStack() as hooks, torch.inference_mode():
         for block, found in zip(blocks, statistics, strict=True):
             # `add_cooling` cools by a hook, which comes before this one
-            cooling = getattr(block.module, "cooling", None)
-            last = block.module if cooling is None else cooling
-            hooks.callback(last.register_forward_hook(found).remove)
+            hooks.callback(block.module.register_forward_hook(found).remove)
         for batch in batches:
             model(batch)
     return [

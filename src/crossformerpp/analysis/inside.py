@@ -1,4 +1,4 @@
-"""What happens inside a network during training, as numbers to log: amplitudes and attention distances of its blocks."""
+"""Amplitudes and attention distances of a network's blocks, as numbers to log during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def look_inside(model: nn.Module, images: Tensor) -> dict[str, float]:
 
     Returns:
         `amplitude_max` and `amplitude_mean` of each block's output (Fig. 5); and for models whose attention can be
-        inspected (LSDA and timm's Swin) `attention_distance`, the mean over heads, queries and keys in pixels of the image.
+        inspected (LSDA and timm's Swin) `attention_distance`, the mean over heads, queries and keys in image pixels.
 
     Raises:
         ValueError: The model has no stages of blocks.
