@@ -1,7 +1,6 @@
 """The paper's tables: every figure is the paper's, our counts meet it, and the command prints and keeps them."""
 
 import csv
-import inspect
 import json
 import re
 from functools import cache
@@ -12,7 +11,7 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from crossformerpp import VARIANTS, CrossFormer
+from crossformerpp import VARIANTS
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.analysis.paper_count import count_as_the_paper
 from crossformerpp.analysis.table_files import as_csv, as_markdown, draw, table_cells
@@ -27,7 +26,6 @@ HERE = Path(__file__).parent
 DEFAULT_KERNELS = [[4, 8, 16, 32], [2, 4], [2, 4], [2, 4]]
 PARAMS_TOLERANCE = {True: 0.06e6, False: 0.7e6}  # of ours; of others, which their own papers round
 PAPER_COUNT_TOLERANCE = 0.25e9  # of Tables II to VII; most are within 0.2
-has_lda = "lda" in inspect.signature(CrossFormer).parameters
 
 
 @cache
@@ -85,7 +83,6 @@ def test_options_of_the_ablations_are_what_their_rows_print():
             assert list(sizes) == [int(size) for size in re.findall(r"\\times (\d+)", " ".join(words))]
 
 
-@pytest.mark.skipif(not has_lda, reason="CrossFormer has no lda yet")
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_agrees_with_the_paper_or_says_why_not(table):
     """Parameters and multiply-accumulates of every row that is built; a row with a note is explained by it, and only
