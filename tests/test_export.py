@@ -20,8 +20,8 @@ from crossformerpp.exported.files import KEY
 from crossformerpp.exported.files import open_onnx as open_network
 from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import KEY as SAVED
 from crossformerpp.tasks.saved import open_saved, pack

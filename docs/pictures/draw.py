@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/layers.md and of the README: `make pictures`.
+"""Draw the pictures of docs/layers.md, docs/analysis.md and the README: `make pictures`.
 
 Weights are random (seed 0) with a standard deviation of fan_in^-½, which keeps the scale of what goes through a
 layer; the trained ones of the paper were not at hand.
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
 from crossformerpp import VARIANTS, CrossFormer
-from crossformerpp.analysis import layer_pictures
+from crossformerpp.analysis import architecture_pictures, layer_pictures
 from crossformerpp.analysis.amplitude import block_amplitudes
+from crossformerpp.data.photographs import open_photographs
 from crossformerpp.layers import DynamicPositionBias, GroupRule
 
 HERE = Path(__file__).parent
@@ -23,8 +25,10 @@ GROUPS = [GroupRule("short", 4), GroupRule("long", 3, 2, "spanning"), GroupRule(
 
 
 def main() -> None:
-    """Write all four beside this file."""
+    """Write all of them beside this file."""
     pictures = {
+        "architecture": architecture_pictures.architecture(CrossFormer(**VARIANTS["crossformerpp_small"])),
+        "embedding_layer": embedding_layer(),
         "embedding": layer_pictures.embedding(),
         "groups": layer_pictures.groups([(8, 8), (11, 9)], GROUPS),
         "position_bias": layer_pictures.bias_surfaces(bias_tables()),
@@ -38,6 +42,12 @@ def main() -> None:
         figure.savefig(drawn, dpi=120)
         Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True)
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+def embedding_layer() -> Figure:
+    """The first CEL of CrossFormer-S, on a photograph."""
+    model: Any = CrossFormer(**VARIANTS["crossformer_small"])
+    return architecture_pictures.embedding(model.stages[0].embedding, next(iter(open_photographs("train"))))
 
 
 def bias_tables() -> dict[str, np.ndarray]:
@@ -60,7 +70,7 @@ def amplitudes(cooling: int | None) -> list[float]:
 
 
 def scaled(module: Any) -> Any:
-    """The module, its linear layers drawn again."""
+    """The module with its linear layers drawn again."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)

@@ -1,5 +1,6 @@
 """`crossformer models` and `crossformer convert`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,15 +13,15 @@ from crossformerpp.cli.train import AsJson, Overwrite
 def models(
     task: Annotated[
         Literal["classification", "detection", "segmentation"],
-        typer.Option(help="Whose models; of the dense tasks those of the paper's tables."),
+        typer.Option(help="Task of the models; for detection and segmentation those of the paper's tables."),
     ] = "classification",
     as_json: AsJson = False,
 ) -> None:
-    """List models with their parameters and multiply-accumulates, as counted; of the dense tasks beside the paper's."""
+    """List models with their parameters and multiply-accumulates; for dense tasks beside the paper's figures."""
     if task == "detection":
-        _detectors(as_json)
+        _dense_models(("III", "IV"), as_json)
     elif task == "segmentation":
-        _segmenters(as_json)
+        _dense_models(("V",), as_json)
     else:
         _classifiers(as_json)
 
@@ -56,7 +57,7 @@ def convert(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a released checkpoint to safetensors, without executing anything in it."""
+    """Convert a released checkpoint to safetensors without executing any of its contents."""
     from crossformerpp import checkpoints
 
     report = checkpoints.convert(source, destination, model, lda=lda, overwrite=overwrite)
@@ -80,38 +81,41 @@ def convert(
     )
 
 
-def _detectors(as_json: bool) -> None:
-    from crossformerpp.tasks.detection.table import EXPLANATION, SIZE, model_rows
+def _dense_models(tables: Sequence[str], as_json: bool) -> None:
+    from crossformerpp.tasks.tables import table_rows
 
-    rows = list(model_rows())
+    rows = [row for table in tables for row in table_rows(table) if row.is_ours]
     if as_json:
         show_json([row.to_json() for row in rows])
         return
-    height, width = SIZE
-    table = [(row.name, f"{row.detector} {row.schedule}", *_counts(row)) for row in rows]
+    height, width = rows[0].size
     show_table(
-        ("name", "detector", "G", "I", "params", "paper's", "MACs", "paper's"), table, f"at {width}×{height}"
+        (
+            "model",
+            "head",
+            "schedule",
+            "params",
+            "paper's",
+            "GMACs",
+            "as the paper counts",
+            "paper's FLOPs, G",
+        ),
+        [
+            (
+                row.name,
+                row.head or "",
+                row.schedule or "",
+                f"{(row.params or 0) / 1e6:.2f}M",
+                f"{(row.paper_params or 0) / 1e6:.1f}M",
+                *(f"{(macs or 0) / 1e9:.1f}" for macs in (row.macs, row.paper_count, row.paper_macs)),
+            )
+            for row in rows
+        ],
+        f"one image of {width}×{height}",
     )
-    say(EXPLANATION)
-
-
-def _segmenters(as_json: bool) -> None:
-    from crossformerpp.tasks.segmentation.table import SIZE, model_rows
-
-    rows = list(model_rows())
-    if as_json:
-        show_json([row.to_json() for row in rows])
-        return
-    table = [(row.name, row.decoder, *_counts(row)) for row in rows]
-    show_table(
-        ("name", "decoder", "G", "I", "params", "paper's", "MACs", "paper's"), table, f"at {SIZE}×{SIZE}"
-    )
-
-
-def _counts(row: Any) -> tuple[str, ...]:
-    groups = (", ".join(map(str, values)) for values in (row.group_sizes, row.intervals))
-    params = (f"{row.params / 1e6:.2f}M", f"{row.paper_params / 1e6:.1f}M")
-    return (*groups, *params, f"{row.macs / 1e9:.1f}G", f"{row.paper_macs / 1e9:.1f}G")
+    for row in rows:
+        if row.note:
+            say(f"{row.name}: {row.note}")
 
 
 def _variants() -> list[str]:

@@ -1,4 +1,4 @@
-"""What a segmentation recipe says beyond the common parts."""
+"""The parts of a segmentation recipe beyond the common ones."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,7 +9,7 @@ from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
 
 
 class SegmentationData(Section):
-    """Where images and label masks come from. A folder `root` takes the place of digit_scenes."""
+    """Where images and label masks come from. A folder `root` replaces digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
     root: Path | None = None
@@ -64,15 +64,18 @@ class HeadSection(Section):
 
 
 class InferenceSection(Section):
-    """How an image of any size is looked at, when evaluating and predicting."""
+    """How the network sees an image of any size in evaluation and prediction."""
 
     short_side: PositiveInt | None = 512  # None: the image's own size
+    multiple_of: PositiveInt = 1  # both sides are resized up to multiples of this
     mode: Literal["whole", "slide"] = "whole"
     window: int = Field(default=512, ge=32)  # slide: side of the windows,
     stride: PositiveInt = 340  # and from one to the next
     scales: list[PositiveFloat] = Field(default=[1.0], min_length=1)
     flip: bool = False  # also look at the mirror image
-    probabilities: list[str] = Field(default_factory=list)  # classes of which predicting keeps them; [all]
+    probabilities: list[str] = Field(
+        default_factory=list
+    )  # classes whose probabilities prediction writes; [all]
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

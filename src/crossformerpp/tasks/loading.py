@@ -1,4 +1,4 @@
-"""Put weights into a model and say of each tensor what became of it: one table for every load."""
+"""Load weights into a model and report what happened to each tensor."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class LoadedTensor:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded, resized, left fresh and skipped.
+    """Which tensors were loaded, resized, left fresh and skipped.
 
     Attributes:
         notes: What else differs, although no weight depends on it: group sizes, intervals and LDA's grouping.
@@ -98,7 +98,7 @@ def load_weights(
         skipped: Keys that the file had besides, for the report.
 
     Raises:
-        ValueError: Other keys differ; says which, and how.
+        ValueError: Other keys differ; names them and how they differ.
     """
     own = model.state_dict()
     first, enlarged = _first_weights(model), enlarge_tables(model, weights)

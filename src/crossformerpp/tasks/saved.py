@@ -16,7 +16,7 @@ from crossformerpp import checkpoints
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, ModelSection
 
-KEY = "crossformerpp"  # under which a checkpoint tells what it is
+KEY = "crossformerpp"  # under which a checkpoint describes itself
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SavedRun:
 
 
 def pack(recipe: str, class_names: list[str], step: int) -> dict[str, Any]:
-    """What a checkpoint says of itself: plain data only, so that it loads without executing anything."""
+    """What a checkpoint records about itself: plain data only, so that it loads without executing anything."""
     return {"version": crossformerpp.__version__, "recipe": recipe, "class_names": class_names, "step": step}
 
 
@@ -143,7 +143,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def trained_section(path: Path) -> ModelSection | None:
-    """The model section that a checkpoint's weights were trained with; None where the file does not tell."""
+    """The model section that a checkpoint's weights were trained with; None if the file does not record it."""
     try:
         return open_saved(path).recipe.model
     except ValueError:  # a backbone alone, or a file of the authors

@@ -22,11 +22,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 from crossformerpp.recipes.detection import DetectionData, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.detection.losses import with_l1_loss
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import read_weights
@@ -123,6 +124,8 @@ class MaskRCNNDetector(MaskRCNN):
     """torchvision's Mask R-CNN, with labels from 0 outside (inside 0 is the background)."""
 
     backbone: FeaturePyramid
+    rpn: Any  # RegionProposalNetwork and RoIHeads, which torchvision leaves untyped
+    roi_heads: Any
 
     def __init__(
         self, backbone: FeaturePyramid, section: DetectorSection, view: View, num_classes: int
@@ -136,12 +139,16 @@ class MaskRCNNDetector(MaskRCNN):
             mask_head=MaskRCNNHeads(channels, (masks,) * section.mask_layers, 1, _norm_layer(section)),
             mask_predictor=MaskRCNNPredictor(masks, masks, num_classes + 1),
             rpn_pre_nms_top_n_train=section.train_proposals,
-            rpn_post_nms_top_n_train=section.train_proposals,
+            rpn_post_nms_top_n_train=section.kept_proposals or section.train_proposals,
+            box_roi_pool=_roi_align(_POOLED, section),
+            mask_roi_pool=_roi_align(2 * _POOLED, section),
             box_batch_size_per_image=section.train_samples,
             box_score_thresh=section.min_score,
             box_nms_thresh=section.nms_iou,
             box_detections_per_img=section.max_detections,
         )
+        if section.box_loss == "l1":
+            self.rpn, self.roi_heads = with_l1_loss(self.rpn, self.roi_heads)
         self.transform = view
         for head in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
             _keep_full_precision(head)
@@ -197,6 +204,10 @@ def _box_head(channels: int, section: DetectorSection) -> nn.Module:
         [section.box_channels] * 2,
         _norm_layer(section),
     )
+
+
+def _roi_align(size: int, section: DetectorSection) -> MultiScaleRoIAlign:
+    return MultiScaleRoIAlign([str(level) for level in range(4)], size, section.roi_samples)
 
 
 def _norm_layer(section: DetectorSection) -> Callable[[int], nn.Module] | None:

@@ -1,6 +1,6 @@
 """Class probabilities of every pixel of an image of any size, in bounded memory.
 
-An image is looked at in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
+The network sees an image in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
 one window itself. The network sees the windows row by row, where they overlap its logits are averaged, and
 what is finished is enlarged to the image's own resolution, turned to probabilities, averaged over the views,
 handed out as a band of pixel rows, and forgotten. So the logits of 150 classes for twelve million pixels
@@ -66,12 +66,16 @@ class Look:
         """How often the network is called for an image."""
         count = 0
         for scale in self.section.scales:
-            cells = [
-                _num_cells(length) for length in scaled_size((height, width), self.section.short_side, scale)
-            ]
+            cells = [_num_cells(length) for length in self._size_seen(height, width, scale)]
             tops, lefts = (self._starts(number) for number in cells)
             count += len(tops) * len(lefts) * (2 if self.section.flip else 1)
         return count
+
+    def _size_seen(self, height: int, width: int, scale: float) -> list[int]:
+        """Height and width to which an image is resized."""
+        multiple = self.section.multiple_of
+        size = scaled_size((height, width), self.section.short_side, scale)
+        return [-(-length // multiple) * multiple for length in size]
 
     def _starts(self, num_cells: int) -> list[int]:
         """First cells of the windows along a side; the last window ends where the side does."""
@@ -85,13 +89,13 @@ class Look:
 
 
 class _View:
-    """One view's logits, computed as they are asked for, from top to bottom."""
+    """One view's logits, computed on demand, from top to bottom."""
 
     def __init__(
         self, look: Look, image: Tensor, scale: float, mirrored: bool, advance: Callable[[], None]
     ) -> None:
         self.look, self.mirrored, self.advance = look, mirrored, advance
-        self.size = scaled_size(image.shape[-2:], look.section.short_side, scale)
+        self.size = look._size_seen(image.shape[-2], image.shape[-1], scale)
         self.height, self.width = (_num_cells(length) for length in self.size)  # in cells
         if self.size != list(image.shape[-2:]):
             image = TF.resize(image, self.size, antialias=True)
@@ -117,7 +121,7 @@ class _View:
         return _interpolate(logits, y - start, dim=1).softmax(dim=0)
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        """Mean logits of rows of cells, K × rows × width; rows before `start` are never asked for again."""
+        """Mean logits of rows of cells, K × rows × width; rows before `start` are not requested again."""
         while self._finished() < stop:
             self._compute_windows(start)
         part = slice(start - self.first, stop - self.first)
