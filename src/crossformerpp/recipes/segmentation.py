@@ -56,6 +56,7 @@ class HeadSection(Section):
     name: Literal["semantic_fpn", "upernet"]
     channels: PositiveInt | None = None  # default: 128 of Semantic FPN, 512 of UPerNet
     pyramid_channels: PositiveInt = 256  # of Semantic FPN's FPN
+    input_norm: bool = True  # of UPerNet: layer norms on the backbone's maps; the paper's has none
     dropout: float = Field(default=0.1, ge=0, lt=1)
     auxiliary_weight: NonNegativeFloat | None = (
         None  # default: 0.4 of UPerNet, 0 (no such head) of Semantic FPN
@@ -68,6 +69,8 @@ class InferenceSection(Section):
 
     short_side: PositiveInt | None = 512  # None: the image's own size
     multiple_of: PositiveInt = 1  # both sides are resized up to multiples of this
+    # mmsegmentation: no antialiasing, and logits are enlarged to what the network sees before the image's own size
+    rules: Literal["crossformerpp", "mmsegmentation"] = "crossformerpp"
     mode: Literal["whole", "slide"] = "whole"
     window: int = Field(default=512, ge=32)  # slide: side of the windows,
     stride: PositiveInt = 340  # and from one to the next

@@ -1,5 +1,6 @@
 """Open what training left behind: a run directory or a checkpoint. Nothing here imports the trainer."""
 
+import json
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
 from timm.data import ImageNetInfo
 from torch import Tensor
 
@@ -109,10 +109,12 @@ def open_saved(path: Path) -> SavedRun:
 
 
 def _open_converted(file: Path) -> SavedRun:
-    """A converted classifier as if it were a run: at its paper's settings, classes named as ImageNet does."""
-    weights = checkpoints.read_checkpoint(file)
-    with safe_open(file, framework="pt") as content:
-        name = (content.metadata() or {}).get("model")
+    """A converted model as if it were a run. A classifier: at its paper's settings, classes named as ImageNet does."""
+    weights, about = checkpoints.read_checkpoint(file), checkpoints.recorded(file)
+    if "recipe" in about:  # a whole detector or segmenter
+        recipe = parse_recipe(yaml.safe_load(about["recipe"]), f"in {file}")
+        return SavedRun(file, recipe, json.loads(about["class_names"]), 0, checkpoints.read_file(file))
+    name = about.get("model")
     if name is None or "head.fc.weight" not in weights:
         raise ValueError(f"{file}: not a classifier written by `crossformer convert`")
     lda = checkpoints.recorded_lda(file)
@@ -136,6 +138,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError: There is nothing readable.
     """
     if path.is_dir() or path.suffix == ".ckpt":
+        return open_saved(path).weights
+    if "recipe" in checkpoints.recorded(path):  # a whole detector or segmenter
         return open_saved(path).weights
     state = checkpoints.read_checkpoint(path)
     is_released = any(key.startswith("patch_embed.projs.") for key in state)

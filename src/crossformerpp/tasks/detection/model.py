@@ -27,6 +27,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from crossformerpp.recipes.detection import DetectionData, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.detection import mmdetection
 from crossformerpp.tasks.detection.losses import with_l1_loss
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
@@ -55,9 +56,10 @@ class FeaturePyramid(Pyramid):
         is_retinanet = section.name == "retinanet"
         super().__init__(model, (8, 16, 32) if is_retinanet else (4, 8, 16, 32))
         self.out_channels = section.pyramid_channels
-        extra: ExtraFPNBlock = (
-            LastLevelP6P7(self.channels[-1], self.out_channels) if is_retinanet else LastLevelMaxPool()
-        )
+        extra: ExtraFPNBlock = LastLevelMaxPool()
+        if is_retinanet:
+            two_levels = mmdetection.P6P7 if section.rules == "mmdetection" else LastLevelP6P7
+            extra = two_levels(self.channels[-1], self.out_channels)
         self.fpn = FeaturePyramidNetwork(self.channels, self.out_channels, extra, _norm_layer(section))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
@@ -71,12 +73,26 @@ class View(GeneralizedRCNNTransform):
 
     In training images arrive resized, with their targets. Masks stay as small as they are predicted; see
     `evaluation.paste_masks`.
+
+    Attributes:
+        rules: Of a `DetectorSection`.
     """
 
+    rules = "torchvision"
+
     def normalize(self, image: Tensor) -> Tensor:
+        if self.rules == "mmdetection":
+            return image  # bytes are resized first, to bytes
+        return self._normalized(image)
+
+    def _normalized(self, image: Tensor) -> Tensor:
         return super().normalize(image if image.is_floating_point() else image.float() / 255)
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        if self.rules == "mmdetection":
+            if not self.training:
+                image = mmdetection.resize(_as_bytes(image), self.min_size[-1], self.max_size)
+            return self._normalized(image), target
         if self.training:
             return image, target
         sides = image.shape[-2:]
@@ -117,6 +133,8 @@ class RetinaNetDetector(RetinaNet):
             detections_per_img=section.max_detections,
         )
         self.transform = view
+        if section.rules == "mmdetection":
+            mmdetection.follow_mmdetection(self, section)
         _keep_full_precision(self.head)
 
 
@@ -150,6 +168,8 @@ class MaskRCNNDetector(MaskRCNN):
         if section.box_loss == "l1":
             self.rpn, self.roi_heads = with_l1_loss(self.rpn, self.roi_heads)
         self.transform = view
+        if section.rules == "mmdetection":
+            mmdetection.follow_mmdetection(self, section)
         for head in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
             _keep_full_precision(head)
 
@@ -177,6 +197,7 @@ def build_detector(
     """
     backbone = FeaturePyramid(model, section)
     view = View(data.short_side[-1], data.long_side, list(data.mean), list(data.std))
+    view.rules = section.rules
     kind = RetinaNetDetector if section.name == "retinanet" else MaskRCNNDetector
     return kind(backbone, section, view, num_classes)
 
@@ -193,6 +214,10 @@ def start_from(detector: Detector, path: Path) -> LoadReport:
     if not any(key.startswith("backbone.fpn.") for key in weights):
         return detector.backbone.load_weights(weights, path)
     return load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    return (image * 255).round().byte() if image.is_floating_point() else image
 
 
 def _box_head(channels: int, section: DetectorSection) -> nn.Module:

@@ -33,8 +33,10 @@ class DetectionModule(TaskModule):
 
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, truths = batch
+        assert isinstance(self.recipe, DetectionRecipe)
+        rules = self.recipe.detector.rules
         for found, truth in zip(model(images), truths, strict=True):
-            described = describe(found, truth["height"], truth["width"])
+            described = describe(found, truth["height"], truth["width"], rules)
             self.records.append({"truth": truth, "found": described})
 
     def evaluation(self) -> DetectionEvaluation:

@@ -55,13 +55,19 @@ class SemanticFPNHead(nn.Module):
 class UPerNetHead(nn.Module):
     """Pooling pyramid and FPN, fused at stride 4; four maps -> (B, channels, H/4, W/4).
 
-    segmentation_models_pytorch's decoder; it has the paper's number of parameters.
+    segmentation_models_pytorch's decoder, whose parameters are those of the paper's, but for the layer norms on its
+    input.
+
+    Args:
+        in_channels: C2, C3, C4, C5.
+        channels: Width of the decoder.
+        input_norm: Keep these layer norms.
 
     Raises:
         ValueError: segmentation_models_pytorch is not installed.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 512) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 512, input_norm: bool = True) -> None:
         super().__init__()
         try:
             from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
@@ -71,6 +77,8 @@ class UPerNetHead(nn.Module):
             ) from None
         # its first two channel counts belong to maps of stride 1 and 2, which it leaves unused
         self.decoder = UPerNetDecoder((0, 0, *in_channels), decoder_channels=channels)
+        if not input_norm:
+            self.decoder.feature_norms = nn.ModuleList(nn.Identity() for _ in in_channels)
         self.out_channels = channels
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
