@@ -63,7 +63,7 @@ def test_other_files_are_counted_by_extension_and_heic_has_a_hint(tmp_path: Path
     touch(tmp_path, "a.png", "b.HEIC", "c.heic", "d.txt", "e")
     left_out = Problems()
     assert found(tmp_path, left_out) == ["a.png"]
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         warn_left_out(tmp_path, left_out)
     assert str(caught[0].message) == (
         f"{tmp_path}: left out 2 × .heic file (b.HEIC, c.heic); 1 × .txt file (d.txt); 1 × file without an extension "

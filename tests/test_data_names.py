@@ -20,7 +20,8 @@ from crossformerpp.data.names import (
 
 NAMES = [
     "../../ESC", "/etc/passwd", "a/b", "a\\b", "C:\\x", "..", ".", "", " ", ".hidden", "con", "NUL.txt", "a\0b", "a\nb",
-    "\x1b[31mred", "é" * 400, "mug [blue]", "$x$", "猫", "a:b|c*d?e<f>g\"h", "trailing. ", os.fsdecode(b"caf\xe9"), "\ud800",
+    "\x1b[31mred", "é" * 400, "mug [blue]", "$x$", "猫", "a:b|c*d?e<f>g\"h", "trailing. ",
+    os.fsdecode(b"caf\xe9"), "\ud800",
 ]  # fmt: skip
 
 

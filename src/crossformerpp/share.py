@@ -19,6 +19,7 @@ from crossformerpp.data.writing import claim_folder, write_json
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.tasks.backbone import create_model
+from crossformerpp.tasks.classification import crop_share
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun, open_saved
 
@@ -78,7 +79,7 @@ def write_folder(
     data = recipe.data
     config = {
         "input_size": (3, data.size, data.size),
-        "crop_pct": data.size / data.eval_resize if data.eval_resize else 0.875,
+        "crop_pct": crop_share(data),
         "interpolation": data.interpolation,
         "mean": data.mean,
         "std": data.std,

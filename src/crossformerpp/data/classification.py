@@ -77,6 +77,7 @@ class LabelledImages:
         labels: Index into `class_names` per sample.
         names: What to call each sample in tables and errors.
         real_labels: Other right answers of each sample, none of them for samples that do not count.
+        is_drawn: Whether the split was drawn from one folder.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
@@ -84,6 +85,7 @@ class LabelledImages:
     class_names: list[str]
     names: Sequence[str]
     real_labels: list[list[int]] | None = None
+    is_drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -223,11 +225,12 @@ def open_folder(
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
-    if not splits and which != "test":
+    is_drawn = not splits and which != "test"
+    if is_drawn:
         keep = _split(labels, val_fraction, seed, found, root)[which]
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
-    return LabelledImages(Files(root, names), labels, found, names.as_printable())
+    return LabelledImages(Files(root, names), labels, found, names.as_printable(), is_drawn=is_drawn)
 
 
 def _holds_classes(folder: Path) -> bool:
