@@ -298,6 +298,12 @@ def test_two_images_of_one_id_are_both_left_out(tmp_path):
     }
 
 
+def test_training_refuses_ids_that_several_images_have(tmp_path):
+    files = page_of(tmp_path, images=[{}, {"id": 1}])
+    with pytest.raises(ValueError, match="several images have the id 1"):
+        open_coco(*files)
+
+
 def test_a_file_listed_under_two_ids_is_one_image_with_all_objects(tmp_path):
     coco = read_coco(*page_of(tmp_path, images=[{}, {"file_name": "a.png"}]))
     assert [(image.path.name, len(image.objects)) for image in coco.images] == [("a.png", 2)]

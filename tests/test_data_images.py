@@ -167,9 +167,9 @@ def test_all_eight_orientations_come_out_upright(tmp_path: Path, kind: str, orie
 
 @pytest.mark.parametrize(
     ("values", "dtype"),
-    [(200, np.int32), (255, np.uint16), (1023, np.uint16), (4095, np.int32), (16383, np.uint16)],
+    [(200, ">u2"), (255, "<u2"), (1023, ">u2"), (4095, "<u2"), (16383, "<u2")],
 )
-def test_grey_of_few_bits_is_not_read_as_black(tmp_path: Path, values: int, dtype: type) -> None:
+def test_grey_of_few_bits_is_not_read_as_black(tmp_path: Path, values: int, dtype: str) -> None:
     ramp = np.linspace(0, values, 40 * 60).reshape(40, 60).astype(dtype)
     _warn_of_depth.cache_clear()
     with warnings.catch_warnings():
@@ -189,8 +189,8 @@ def test_a_depth_of_twelve_bits_is_said_once(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("values", [(-1, 200), (0, 70_000)])
-def test_grey_of_an_unknown_range_is_refused(tmp_path: Path, values: tuple[int, int]) -> None:
+@pytest.mark.parametrize("values", [(-1, 200), (0, 70_000), (0, 200)])
+def test_grey_of_32_bits_is_refused(tmp_path: Path, values: tuple[int, int]) -> None:
     path = save(Image.fromarray(np.array([values] * 40, np.int32)), tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif: 32-bit grey of unknown range; save it with 8 or 16 bits"):
         read_image(path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from crossformerpp.data.coco_images import CocoImage, CocoObject, read_images
+from crossformerpp.data.coco_images import ID_TWICE, CocoImage, CocoObject, read_images
 from crossformerpp.data.coco_values import read_area, read_box, read_segmentation, whole
 from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.problems import Problems
@@ -90,9 +90,15 @@ def open_coco(
     """`read_coco` for training and evaluation: what is left out is said, and a set of nothing is refused.
 
     Raises:
-        ValueError: As `read_coco`; or no image has its file, or no annotation can be used.
+        ValueError: As `read_coco`; or no image has its file, no annotation can be used, or several images have the same
+            id.
     """
     coco = read_coco(annotations, images, class_names=class_names, with_masks=with_masks)
+    if twice := coco.problems.found.get(ID_TWICE):
+        raise ValueError(
+            f"{annotations}: several images have the id {', '.join(twice[:5])}, so that nobody knows whose its objects "
+            "are; give each image an id of its own, or remove the others"
+        )
     if coco.problems.found:
         lines = "; ".join(coco.problems.lines(examples=2))
         warnings.warn(f"{printable(str(annotations))}: left out {lines}", stacklevel=2)

@@ -12,6 +12,8 @@ from crossformerpp.data.masks import Segmentation
 from crossformerpp.data.names import path_inside, printable
 from crossformerpp.data.problems import Problems
 
+ID_TWICE = "image id used twice (all of its images are left out)"
+
 
 @dataclass(frozen=True)
 class CocoObject:
@@ -68,7 +70,7 @@ def read_images(entries: list[Any], folder: Path, problems: Problems) -> Entries
             continue
         if image.id in read.ambiguous or read.known.get(image.id, image) != image:
             read.ambiguous.add(image.id)
-            problems.add("image id used twice (all of its images are left out)", str(image.id))
+            problems.add(ID_TWICE, str(image.id))
             read.known.pop(image.id, None)
             read.present.discard(image.id)
             continue

@@ -30,6 +30,7 @@ _FORMATS = tuple(
 )
 _LONGEST = 4  # times the short side, as far as a long image is enlarged
 _MAX_RATIO = 1000  # of the sides of an image whose short side is enlarged
+_AT_MOST_16_BITS = ("PNG", "PPM")  # formats whose grey Pillow opens with 32 bits where the file has 16
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill of 16
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own hard limit: 179 million, half a GB as RGB
 
@@ -71,12 +72,14 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
         raise ValueError(f"{name}: unreadable image: {error}") from None
     try:
+        if image.mode == "F" or (image.mode == "I" and image.format not in _AT_MOST_16_BITS):
+            raise ValueError("32-bit grey of unknown range; save it with 8 or 16 bits")
         upright = ImageOps.exif_transpose(image)
         rgb = _to_rgb(upright)
     except (ValueError, OSError, SyntaxError, KeyError) as error:
         text = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"{name}: {text} (image mode {image.mode})") from None
-    if is_cut and max(high for _, high in rgb.getextrema()) < 16:
+    if is_cut and np.asarray(rgb).max() < 16:
         raise ValueError(
             f"{name}: 16 bits a colour of which at most 12 are used; save it with 8 bits a colour"
         )
@@ -116,12 +119,14 @@ def exif_orientation(path: Path) -> int:
 
 def _is_cut_to_eight_bits(image: Image.Image) -> bool:
     """Whether Pillow keeps only the upper 8 of 16 bits of each colour of this file."""
-    return image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(";16" in str(tile[3]) for tile in image.tile)
+    return image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_bytes(np.asarray(image), image.mode))
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -129,10 +134,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+def _to_bytes(values: np.ndarray) -> np.ndarray:
     """16 bits of grey -> 8, by the depth that the values fill: 12-bit data in 16 bits would else be nearly black."""
-    if mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit grey of unknown range; save it with 8 or 16 bits")
     highest = int(values.max())
     depth = next(depth for depth in _DEPTHS if highest < 1 << depth)
     if depth not in (8, 16):
