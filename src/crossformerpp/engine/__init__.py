@@ -139,8 +139,10 @@ def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
     changed = changes(saved.recipe, recipe)
     module, data = _prepare(recipe, saved.class_names)
     about = read_json(run.about) if run.about.is_file() else {}
+    about = about if isinstance(about, dict) else {}  # an editor spoilt it; the run does not need it
+    noted = saved.data.get("train", {"samples": about["train_samples"]} if "train_samples" in about else None)
     assert data.train is not None
-    if (text := data_change(saved.data.get("train"), data.train)) is not None:
+    if (text := data_change(noted, data.train)) is not None:
         raise ValueError(
             f"{out}: its training data changed ({text}), so that it cannot go on as if nothing had happened; put them "
             "back, or begin a new run with --set model.checkpoint=RUN"
@@ -155,9 +157,10 @@ def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
         for text in changed:
             print(f"changed since the last checkpoint: {text}", file=sys.stderr)
         run.write_recipe(dump_recipe(recipe))
-        if isinstance(about, dict):  # else an editor spoilt it; the run does not need it
-            entry = {"step": data.start_step, "changed": changed}
-            write_json(run.about, about | {"resumed": [*about.get("resumed", []), entry]})
+        resumed = about.get("resumed")
+        resumed = resumed if isinstance(resumed, list) else []
+        entry = {"step": data.start_step, "changed": changed}
+        write_json(run.about, about | {"resumed": [*resumed, entry]})
     _fit(module, data, run, checkpoint=run.last)
     return evaluate(out, out=out)
 

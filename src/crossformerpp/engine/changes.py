@@ -71,9 +71,10 @@ def data_mark(split: Split) -> dict[str, Any]:
 
 
 def data_change(before: Any, split: Split) -> str | None:
-    """How a split differs from what a checkpoint's mark says; None: not at all, or the checkpoint does not say."""
-    if not isinstance(before, dict) or before == (now := data_mark(split)):
+    """How a split differs from what a checkpoint's mark says; None: not at all, as far as it says anything."""
+    now = data_mark(split)
+    if not isinstance(before, dict) or all(before.get(key, now[key]) == now[key] for key in now):
         return None
-    if before.get("samples") != now["samples"]:
-        return f"{before.get('samples')} samples then, {now['samples']} now"
+    if before.get("samples", now["samples"]) != now["samples"]:
+        return f"{before['samples']} samples then, {now['samples']} now"
     return f"{now['samples']} samples as before, but others"

@@ -50,14 +50,16 @@ class _About(BaseModel):
     data: dict[str, Any] = Field(default_factory=dict)
 
 
-def pack(recipe: str, class_names: list[str], step: int, data: dict[str, Any]) -> dict[str, Any]:
+def pack(
+    recipe: str, class_names: list[str], step: int, data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What a checkpoint says of itself: plain data only, so that it loads without executing anything."""
     return {
         "version": crossformerpp.__version__,
         "recipe": recipe,
         "class_names": class_names,
         "step": step,
-        "data": data,
+        "data": data or {},
     }
 
 
