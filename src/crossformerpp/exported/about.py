@@ -69,7 +69,7 @@ def read_about(text: str, path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: damaged, or not of `crossformer export`: what it says of itself cannot be used ({problems})"
         ) from None
-    found = about.model_dump()
+    found = about.model_dump(mode="json")
     if about.task == "classification" and (about.view.crop is None or about.view.short_side is None):
         raise ValueError(f"{path}: damaged, it does not say how to crop an image")
     if about.task == "detection" and about.view.short_side is None:
