@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from crossformerpp.analysis.fonts import font_families
+from crossformerpp.data.names import without_controls
 
 MAX_NAMED_CLASSES = 60  # beyond these, axis labels could not be read
 
@@ -61,9 +62,10 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path) -> No
     total = max(int(counts.sum()), 1)
     axes.set_title(f"{int(np.trace(counts))} of {total} right ({np.trace(counts) / total:.2%})")
     if few:
-        fonts: Any = {"parse_math": False, "family": font_families(names)}  # a $ is no formula
-        axes.set_xticks(range(size), names, rotation=90 if max(map(len, names)) > 2 else 0, **fonts)
-        axes.set_yticks(range(size), names, **fonts)
+        shown = [_shortened(without_controls(name)) for name in names]
+        fonts: Any = {"parse_math": False, "family": font_families(shown)}  # a $ is no formula
+        axes.set_xticks(range(size), shown, rotation=90 if max(map(len, shown)) > 2 else 0, **fonts)
+        axes.set_yticks(range(size), shown, **fonts)
     if size <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "white" if share[row, column] > 0.5 else "black"
@@ -84,3 +86,7 @@ def bars(labels: Sequence[str], values: Sequence[float], quantity: str, path: Pa
     axes.set_xlabel(quantity)
     axes.margins(x=0.12)
     figure.savefig(path, dpi=100)
+
+
+def _shortened(name: str, length: int = 40) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
