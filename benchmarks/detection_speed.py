@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.literal_vs_product import DENSE, measure
+from benchmarks.literal_vs_product import SPANNING, WIDE, measure
 from crossformerpp.analysis.throughput import peak_extra_memory, time_in_turn
 from crossformerpp.recipes.detection import DetectionData, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
@@ -29,7 +29,11 @@ BACKBONES: dict[str, ModelSection] = {
     "CrossFormer++-S": ModelSection(name="crossformerpp_small"),
     "CrossFormer-S": ModelSection(name="crossformer_small"),
     "CrossFormer-S, wide groups": ModelSection(
-        name="crossformer_small", options={key: list(values) for key, values in DENSE.items()}
+        name="crossformer_small",
+        options={
+            key: list(values) if isinstance(values, tuple) else values
+            for key, values in {**WIDE, **SPANNING}.items()
+        },
     ),
     "Swin-T (timm)": ModelSection(name="swin_tiny_patch4_window7_224", options={"strict_img_size": False}),
 }
@@ -83,7 +87,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     rows = []
     if options.device == "cpu":
-        backbone = measure("crossformer_small", 1, 800, 1344, DENSE, False, options.seconds)
+        backbone = measure("crossformer_small", 1, 800, 1344, {**WIDE, **SPANNING}, False, options.seconds)
         rows.append({"detector": "backbone"} | backbone)
     for name in ("retinanet", "mask_rcnn"):
         rows += compare(name, options.seconds, options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from crossformerpp import kernels
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.layers import Linear
-from crossformerpp.layers.attention import attend_within
-from crossformerpp.layers.grouping import Groups
 
 #          rows, inputs, outputs: projections of ++S at 224 (stages 1, 3 and 4), batch 1 and 16, in float32
 PRODUCTS = [(3136, 64, 256), (196, 256, 1024), (49, 512, 2048), (3136, 256, 1024), (784, 512, 2048)]
@@ -50,10 +50,12 @@ def main() -> None:
             partial(layer.bfloat16(), x),
         )
     for groups, tokens, heads in GROUPS:
-        qkv, bias = torch.randn(groups, tokens, 3 * heads * 32), torch.randn(heads, tokens, tokens)
-        qkv, bias = qkv.bfloat16(), bias.bfloat16()
+        sides = (math.isqrt(tokens),) * 2
+        qkv = torch.randn(groups, tokens, 3 * heads * 32).bfloat16()
+        table = torch.randn(heads, 2 * sides[0] - 1, 2 * sides[1] - 1).bfloat16()
+        bias = kernels.spread(table, sides, qkv.dtype)
         what = f"bfloat16 attention, {groups} groups of {tokens} tokens, {heads} heads"
-        taken = partial(attend_within, Groups(qkv, 1, 1), heads, bias, 0.0)
+        taken = partial(kernels.attention, qkv, table, heads, sides)
         _add(table, what, "the fused kernel", partial(_fused_attention, qkv, bias), taken)
     Console(width=120).print(table)
 

@@ -1,8 +1,9 @@
 """The backbone as the paper writes it down, to measure the product against. Not for use.
 
-Group attention is taken literally: the map is padded with zeros to a multiple of the group (SDA) or of group times
-interval (LDA), padded keys are masked, the attention map is computed, soft-maxed and multiplied step by step, and the
-position bias is built anew in every forward pass. Linear layers are `torch.nn.Linear`.
+Group attention is taken literally: the map is padded with zeros to a multiple of the group (SDA), of group times
+interval (regional LDA) or of the interval (spanning LDA), padded keys are masked, the attention map is computed,
+soft-maxed and multiplied step by step, and the position bias is computed in every forward pass. Linear layers are
+`torch.nn.Linear`.
 
 Legend: B batch, C channels, H W map, G group side, I interval, N tokens of a group, h heads, d head dim.
 """
@@ -87,10 +88,17 @@ class LiteralMlp(nn.Module):
 
 class LiteralBlock(nn.Module):
     def __init__(
-        self, dim: int, num_heads: int, is_long: bool, group_size: int, interval: int, cooled: bool
+        self,
+        dim: int,
+        num_heads: int,
+        is_long: bool,
+        group_size: int,
+        interval: int,
+        spans: bool,
+        cooled: bool,
     ) -> None:
         super().__init__()
-        self.is_long, self.group_size, self.interval = is_long, group_size, interval
+        self.is_long, self.group_size, self.interval, self.spans = is_long, group_size, interval, spans
         self.norm1, self.attn = nn.LayerNorm(dim), LiteralAttention(dim, num_heads)
         self.norm2, self.mlp = nn.LayerNorm(dim), LiteralMlp(dim)
         self.cooling = LiteralCooling(dim) if cooled else None
@@ -102,27 +110,28 @@ class LiteralBlock(nn.Module):
 
     def _group_attention(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
-        G, I = self.group_size, self.interval if self.is_long else 1  # noqa: E741
-        if min(H, W) <= G:
+        if min(H, W) <= self.group_size:
             return self.attn(x.reshape(B, H * W, C), H, W, None).view(B, H, W, C)
-        region = G * I
-        x = F.pad(x, (0, 0, 0, -W % region, 0, -H % region))
+        I = self.interval if self.is_long else 1  # noqa: E741
+        spans = self.is_long and self.spans
+        gh, gw = (-(-H // I), -(-W // I)) if spans else (self.group_size, self.group_size)
+        x = F.pad(x, (0, 0, 0, -W % (gw * I), 0, -H % (gh * I)))
         Hp, Wp = x.shape[1:3]
         mask = None
         if (Hp, Wp) != (H, W):
             real = torch.zeros(1, Hp, Wp, 1, device=x.device, dtype=torch.bool)
             real[:, :H, :W] = True
-            mask = self._group(real, G, I)[..., 0]
-        x = self.attn(self._group(x, G, I), G, G, mask)
-        x = x.view(B, Hp // region, Wp // region, I, I, G, G, C).permute(0, 1, 5, 3, 2, 6, 4, 7)
+            mask = self._group(real, gh, gw, I)[..., 0]
+        x = self.attn(self._group(x, gh, gw, I), gh, gw, mask)
+        x = x.view(B, Hp // (gh * I), Wp // (gw * I), I, I, gh, gw, C).permute(0, 1, 5, 3, 2, 6, 4, 7)
         return x.reshape(B, Hp, Wp, C)[:, :H, :W].contiguous()
 
     @staticmethod
-    def _group(x: Tensor, G: int, I: int) -> Tensor:  # noqa: E741
+    def _group(x: Tensor, gh: int, gw: int, I: int) -> Tensor:  # noqa: E741
         """B H W C -> B·S N C."""
         B, H, W, C = x.shape
-        x = x.view(B, H // (G * I), G, I, W // (G * I), G, I, C).permute(0, 1, 4, 3, 6, 2, 5, 7)
-        return x.reshape(-1, G * G, C)
+        x = x.view(B, H // (gh * I), gh, I, W // (gw * I), gw, I, C).permute(0, 1, 4, 3, 6, 2, 5, 7)
+        return x.reshape(-1, gh * gw, C)
 
 
 class LiteralEmbedding(nn.Module):
@@ -174,6 +183,7 @@ class LiteralCrossFormer(nn.Module):
         num_heads: Sequence[int],
         group_sizes: Sequence[int],
         intervals: Sequence[int],
+        lda: str,
         cooling: int | None,
         num_classes: int = 1000,
     ) -> None:
@@ -193,6 +203,7 @@ class LiteralCrossFormer(nn.Module):
                     is_long=j % 2 == 1,
                     group_size=group_sizes[i],
                     interval=intervals[i],
+                    spans=lda == "spanning",
                     cooled=cooling is not None and (j + 1) % cooling == 0 and j + 1 < depth,
                 )
                 for j in range(depth)

@@ -19,15 +19,21 @@ from benchmarks.literal import LiteralCrossFormer
 from crossformerpp import VARIANTS
 from crossformerpp.analysis.throughput import peak_extra_memory, time_in_turn
 
-DENSE = {"group_sizes": (14, 14, 7, 7), "intervals": (16, 8, 2, 1)}
+SMALL = {"group_sizes": (7, 7, 7, 7), "intervals": (8, 4, 2, 1)}
+WIDE = {"group_sizes": (14, 14, 7, 7), "intervals": (16, 8, 2, 1)}
+REGIONAL, SPANNING = {"lda": "regional"}, {"lda": "spanning"}
 #        model, batch, height, width, overrides, training, training
 CASES: list[tuple[str, int, int, int, dict[str, Any], bool]] = [
     ("crossformerpp_small", 16, 224, 224, {}, False),
     ("crossformerpp_small", 1, 224, 224, {}, False),
-    ("crossformer_small", 1, 1024, 1024, DENSE, False),
-    ("crossformer_small", 1, 800, 1344, DENSE, False),
-    ("crossformer_small", 1, 512, 512, DENSE, False),
     ("crossformerpp_small", 8, 224, 224, {}, True),
+    ("crossformer_small", 1, 1024, 1024, {**WIDE, **REGIONAL}, False),
+    ("crossformer_small", 1, 800, 1344, {**WIDE, **REGIONAL}, False),
+    ("crossformer_small", 1, 512, 512, {**WIDE, **REGIONAL}, False),
+    ("crossformer_small", 1, 800, 1344, {**SMALL, **SPANNING}, False),
+    ("crossformer_small", 1, 800, 1344, {**WIDE, **SPANNING}, False),
+    ("crossformer_small", 1, 800, 1344, {**SMALL, **SPANNING}, True),
+    ("crossformer_small", 1, 800, 1344, {**WIDE, **SPANNING}, True),
 ]
 
 
@@ -54,7 +60,7 @@ def measure(
         "mode": "train step" if training else "inference",
         "batch": batch,
         "size": f"{height}x{width}",
-        "groups": "14,14,7,7" if overrides else "as released",
+        "groups": f"{overrides['group_sizes'][0]}, {overrides['lda']}" if overrides else "as released",
         "product_s": timings["product"].median,
         "literal_s": timings["literal"].median,
         "speed_ratio": timings["literal"].median / timings["product"].median,

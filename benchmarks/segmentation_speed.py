@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.literal_vs_product import DENSE, measure
+from benchmarks.literal_vs_product import SPANNING, WIDE, measure
 from crossformerpp.analysis.throughput import peak_extra_memory, time_in_turn
 from crossformerpp.data import ade20k
 from crossformerpp.recipes.schema import ModelSection
@@ -33,7 +33,7 @@ Decoder = Literal["semantic_fpn", "upernet"]
 BACKBONES = {
     "CrossFormer++-S": ModelSection(name="crossformerpp_small"),
     "CrossFormer-S": ModelSection(name="crossformer_small"),
-    "CrossFormer-S, wide groups": ModelSection(name="crossformer_small", options=DENSE),
+    "CrossFormer-S, wide groups": ModelSection(name="crossformer_small", options={**WIDE, **SPANNING}),
     "Swin-T (timm)": ModelSection(name="swin_tiny_patch4_window7_224", options={"strict_img_size": False}),
 }
 
@@ -47,7 +47,9 @@ def build(backbone: ModelSection, decoder: Decoder) -> Segmenter:
 def compare_backbones(sizes: list[int], seconds: float) -> Iterator[dict[str, Any]]:
     """The backbone and its literal implementation, one image."""
     for size in sizes:
-        yield measure("crossformer_small", 1, size, size, DENSE, training=False, seconds=seconds)
+        yield measure(
+            "crossformer_small", 1, size, size, {**WIDE, **SPANNING}, training=False, seconds=seconds
+        )
 
 
 def compare_models(sizes: list[int], seconds: float, decoder: Decoder) -> Iterator[dict[str, Any]]:

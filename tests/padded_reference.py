@@ -7,27 +7,28 @@ from torch import Tensor
 from crossformerpp.layers import GroupAttention
 
 
-def padded_attention(attn: GroupAttention, x: Tensor, group_size: int, interval: int) -> Tensor:
-    """(B, H, W, C) -> (B, H, W, C), with the weights of `attn`; `interval` 1 is SDA."""
+def padded_attention(attn: GroupAttention, x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, H, W, C), with the weights and the grouping of `attn`."""
     B, H, W, C = x.shape
-    if min(H, W) <= group_size:
-        G_y, G_x, interval = H, W, 1
-    else:
-        G_y = G_x = group_size
-    x = F.pad(x, (0, 0, 0, -W % (G_x * interval), 0, -H % (G_y * interval)))
+    gh = gw = attn.group_size
+    interval = attn.interval if attn.distance == "long" else 1
+    if min(H, W) <= attn.group_size:
+        gh, gw, interval = H, W, 1
+    elif attn.distance == "long" and attn.lda == "spanning":  # padded to a multiple of the interval only
+        gh, gw = (H + -H % interval) // interval, (W + -W % interval) // interval
+    x = F.pad(x, (0, 0, 0, -W % (gw * interval), 0, -H % (gh * interval)))
     is_real = torch.zeros(x.shape[1:3], dtype=torch.bool)
     is_real[:H, :W] = True
     out = torch.zeros_like(x)
-    for top in range(0, x.shape[1], G_y * interval):
-        for left in range(0, x.shape[2], G_x * interval):
+    for top in range(0, x.shape[1], gh * interval):
+        for left in range(0, x.shape[2], gw * interval):
             for dy in range(interval):
                 for dx in range(interval):
-                    ys = slice(top + dy, top + G_y * interval, interval)
-                    xs = slice(left + dx, left + G_x * interval, interval)
-                    group = x[:, ys, xs].reshape(B, G_y * G_x, C)
-                    out[:, ys, xs] = _attend(attn, group, is_real[ys, xs].flatten(), G_y, G_x).view(
-                        B, G_y, G_x, C
-                    )
+                    ys = slice(top + dy, top + gh * interval, interval)
+                    xs = slice(left + dx, left + gw * interval, interval)
+                    group = x[:, ys, xs].reshape(B, gh * gw, C)
+                    found = _attend(attn, group, is_real[ys, xs].flatten(), gh, gw)
+                    out[:, ys, xs] = found.view(B, gh, gw, C)
     return out[:, :H, :W]
 
 
@@ -46,7 +47,7 @@ def direct_bias(dpb: torch.nn.Module, height: int, width: int) -> Tensor:
     """Eq. 2 pair by pair, without a table: (h, N, N)."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     positions = torch.stack([y.flatten(), x.flatten()], dim=1)
-    hidden = dpb.embed((positions[:, None] - positions[None]).float())  # query − key
+    hidden = dpb.embed((positions[:, None] - positions[None]).to(dpb.embed.weight.dtype))  # query − key
     for i, layer in enumerate(dpb.layers):
         out = layer(hidden)
         hidden = hidden + out if dpb.residual and i < 2 else out

@@ -3,7 +3,8 @@
 `golden/checkpoint_keys.json` lists the keys and shapes of the authors' checkpoints. Equal blocks of a stage
 share a row: `layers.2.blocks.[0-17].norm1.weight` stands for blocks 0 to 17, `[2,5,8]` for those three.
 `golden/outputs.json` holds what the released implementation answers for weights and inputs drawn by the rules
-below (so that no weights need shipping): mean, standard deviation, largest magnitude and some samples.
+below (so that no weights need shipping): mean, standard deviation, largest magnitude and some samples. Its dense cases
+are of the later released code, with regional LDA; `golden/spanning.json` has those of the first, with spanning LDA.
 """
 
 import json
@@ -35,6 +36,12 @@ VARIANTS = (
 def released_outputs() -> dict[str, Any]:
     """What the released implementation answers, by variant."""
     return json.loads((GOLDEN / "outputs.json").read_text())
+
+
+@cache
+def spanning_outputs() -> dict[str, Any]:
+    """What the first released code answers on dense maps, with spanning LDA, by variant: a list of cases each."""
+    return json.loads((GOLDEN / "spanning.json").read_text())
 
 
 @cache

@@ -11,51 +11,48 @@ from crossformerpp.analysis.attention_maps import (
     group_attention,
     window_attention,
 )
-from crossformerpp.layers import DynamicPositionBias, GroupAttention, Grouping, map_order, regroup
+from crossformerpp.layers import DynamicPositionBias, GroupAttention, GroupRule
 
 TINY = {"embed_dim": 16, "depths": (1, 2, 2, 1), "num_heads": (1, 1, 2, 2), "num_classes": 3}
-GROUPINGS = [
-    Grouping(2, 8, 8, 4),
-    Grouping(2, 8, 8, 2, 4),
-    Grouping(1, 9, 7, 3, 2),  # four kinds of groups and more
-    Grouping(2, 5, 9, 7, 4),  # one group
+RULES = [
+    (GroupRule("short", 4), (2, 8, 8)),
+    (GroupRule("long", 2, 4), (2, 8, 8)),
+    (GroupRule("long", 3, 2), (1, 9, 7)),  # four kinds of groups and more
+    (GroupRule("long", 2, 2, "spanning"), (1, 9, 7)),
+    (GroupRule("long", 7, 4), (2, 5, 9)),  # one group
 ]
 
 
-def _attention(bias: bool) -> GroupAttention:
+def _attention(rule: GroupRule, bias: bool = True) -> GroupAttention:
     torch.manual_seed(0)
-    attention = GroupAttention(32, 2, DynamicPositionBias(4, 2) if bias else None).eval()
+    attention = GroupAttention(32, 2, DynamicPositionBias(4, 2) if bias else None, *rule).eval()
     attention.qkv.weight.data *= 20  # attention that is far from even
     return attention
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("grouping", GROUPINGS)
-def test_weights_times_values_are_the_output(grouping, bias):
-    attention = _attention(bias)
-    x = torch.randn(grouping.batch * grouping.height * grouping.width, 32)
+@pytest.mark.parametrize(("rule", "size"), RULES)
+def test_weights_times_values_are_the_output(rule, size, bias):
+    attention = _attention(rule, bias)
+    x, grouping = torch.randn(*size, 32), rule.on(*size[1:])
     with torch.no_grad():
-        maps = group_attention(attention, x, grouping)
-        values = [part.tokens[..., 64:] for part in grouping.split(attention.qkv(x))]
+        maps = group_attention(attention, x)
+        values = [groups.tokens[..., 64:] for groups in grouping.split(attention.qkv(grouping.gather(x)))]
         out = [
             (own.weights @ v.unflatten(-1, (2, 16)).transpose(1, 2)).transpose(1, 2).flatten(2)
             for own, v in zip(maps, values, strict=True)
         ]
-        torch.testing.assert_close(
-            attention.proj(grouping.join(out)), attention(x, grouping), atol=1e-3, rtol=1e-3
-        )
+        ours = grouping.scatter(attention.proj(grouping.join(out)))
+        torch.testing.assert_close(ours, attention(x), atol=1e-3, rtol=1e-3)
     assert max(own.weights.max() for own in maps) > 0.5
 
 
-@pytest.mark.parametrize("grouping", GROUPINGS)
-def test_distances_are_those_in_the_map(grouping):
-    sizes = grouping.batch, grouping.height, grouping.width
-    positions = torch.arange(grouping.height * grouping.width).repeat(grouping.batch)[:, None]
-    rows = regroup(positions, map_order(*sizes), grouping)
-    maps = group_attention(_attention(True), torch.randn(len(rows), 32), grouping)
-    for own, part in zip(maps, grouping.split(rows), strict=True):
-        for members in part.tokens[..., 0]:
-            places = torch.stack([members // grouping.width, members % grouping.width], dim=-1).float()
+@pytest.mark.parametrize(("rule", "size"), RULES)
+def test_distances_are_those_in_the_map(rule, size):
+    maps = group_attention(_attention(rule), torch.randn(*size, 32))
+    for own, part in zip(maps, rule.on(*size[1:]).parts, strict=True):
+        for members in torch.from_numpy(part.positions):
+            places = torch.stack([members // size[2], members % size[2]], dim=-1).float()
             torch.testing.assert_close(own.distances(), torch.cdist(places, places))
 
 

@@ -10,8 +10,8 @@ import torch
 import crossformerpp  # noqa: F401 (registers our models with timm)
 from crossformerpp.analysis.attention_maps import block_attentions
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.analysis.group_choice import choose_groups, kept_share
-from crossformerpp.layers.group_size import GroupSizeOption, choose_group_sizes
+from crossformerpp.analysis.group_choice import GroupSizeOption, choose_group_sizes, choose_groups, kept_share
+from crossformerpp.layers import GroupRule
 
 TINY = {"embed_dim": 16, "depths": (2, 2, 3, 1), "num_heads": (1, 1, 2, 2), "num_classes": 3}
 
@@ -60,17 +60,17 @@ def test_a_budget_that_cannot_be_met_names_the_nearest():
 
 def test_kept_share():
     even = torch.full((16, 16), 1 / 16)
-    assert kept_share(even, 4, 4, 4, 1) == pytest.approx(1)
-    assert kept_share(even, 4, 4, 2, 1) == pytest.approx(1 / 4)
-    assert kept_share(even, 4, 4, 3, 1) == pytest.approx(
+    assert kept_share(even, GroupRule("short", 4).on(4, 4)) == pytest.approx(1)
+    assert kept_share(even, GroupRule("short", 2).on(4, 4)) == pytest.approx(1 / 4)
+    assert kept_share(even, GroupRule("short", 3).on(4, 4)) == pytest.approx(
         (81 + 9 + 9 + 1) / 256
     )  # groups of 3×3, 3×1, 1×3, 1×1
-    assert kept_share(torch.eye(16), 4, 4, 1, 1) == pytest.approx(1)
+    assert kept_share(torch.eye(16), GroupRule("short", 1).on(4, 4)) == pytest.approx(1)
     far = torch.zeros(4, 4, 4, 4)
     for y, x in itertools.product(range(4), range(4)):
         far[y, x, y, (x + 2) % 4] = 1.0
-    assert kept_share(far.view(16, 16), 4, 4, 2, 1) == 0
-    assert kept_share(far.view(16, 16), 4, 4, 2, 2) == 1
+    assert kept_share(far.view(16, 16), GroupRule("short", 2).on(4, 4)) == 0
+    assert kept_share(far.view(16, 16), GroupRule("long", 2, 2).on(4, 4)) == 1
 
 
 def test_chosen_sizes_make_the_model_that_was_promised():
@@ -93,4 +93,4 @@ def test_chosen_sizes_make_the_model_that_was_promised():
     assert [len(stage) for stage in found.group_sizes] == list(TINY["depths"])
     assert {choice.size for choice in found.blocks} - {2, 6}  # between the extremes
     assert any("over the budget" in choice.reason for choice in found.blocks)
-    assert model.stages[0].blocks[0].group_size == 4  # it was only looked at
+    assert model.stages[0].blocks[0].attn.group_size == 4  # it was only looked at

@@ -5,12 +5,14 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from crossformerpp.analysis import layer_pictures
+from crossformerpp.layers import GroupRule
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (11, 9), (7, 30), (16, 5)])
 @pytest.mark.parametrize(("group_size", "interval"), [(4, 1), (4, 2), (3, 4)])
 def test_group_numbers_are_the_definitions(height: int, width: int, group_size: int, interval: int) -> None:
-    numbers = layer_pictures.group_numbers(height, width, group_size, interval)
+    rule = GroupRule("short" if interval == 1 else "long", group_size, interval)
+    numbers = layer_pictures.group_numbers(height, width, rule)
     region = group_size * interval
     members: dict[tuple[int, ...], set[int]] = {}
     for (y, x), number in np.ndenumerate(numbers):
@@ -21,14 +23,16 @@ def test_group_numbers_are_the_definitions(height: int, width: int, group_size: 
 
 
 def test_a_small_map_is_one_group() -> None:
-    assert not layer_pictures.group_numbers(4, 9, group_size=4, interval=2).any()
+    assert not layer_pictures.group_numbers(4, 9, GroupRule("long", 4, 2)).any()
 
 
 def test_groups_are_drawn_token_by_token_and_counted() -> None:
-    sda, lda = layer_pictures.groups([(11, 9)], group_size=4, interval=2).axes
-    assert sum(isinstance(patch, Rectangle) for patch in lda.patches) == len(lda.texts) == 99
-    assert "9 groups of\n4×4, 4×1, 3×4, 3×1" in sda.get_title()
-    assert "12 groups of\n4×4, " in lda.get_title()
+    rules = [GroupRule("short", 4), GroupRule("long", 4, 2), GroupRule("long", 4, 2, "spanning")]
+    sda, regional, spanning = layer_pictures.groups([(11, 9)], rules).axes
+    assert sum(isinstance(patch, Rectangle) for patch in regional.patches) == len(regional.texts) == 99
+    assert "SDA, G = 4, map 11×9: 9 groups of\n4×4, 4×1, 3×4, 3×1" in sda.get_title()
+    assert "regional LDA, G = 4, I = 2, map 11×9: 12 groups of\n4×4, " in regional.get_title()
+    assert "spanning LDA, I = 2, map 11×9: 4 groups of\n6×5, 6×4, 5×5, 5×4" in spanning.get_title()
 
 
 def test_an_embedding_shows_each_kernel_around_one_centre() -> None:

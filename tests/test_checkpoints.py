@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import crossformerpp  # noqa: F401  (registers the models)
-from crossformerpp.checkpoints import convert, from_released, read_checkpoint, to_released
+from crossformerpp.checkpoints import convert, from_released, read_checkpoint, recorded_lda, to_released
 from released import VARIANTS, drawn_input, released_shapes, released_weights
 
 NAME = "crossformerpp_small"
@@ -277,7 +277,7 @@ def test_conversion_loads_strictly_and_says_what_it_is(tmp_path: Path, weights: 
     assert (report.num_classes, report.num_tensors, report.dropped) == (1000, len(weights), ())
     assert report.num_params == sum(parameter.numel() for parameter in model.parameters())
     with safe_open(destination, "pt") as file:
-        assert file.metadata() == {"format": "pt", "model": NAME, "source": "released.pth"}
+        assert file.metadata() == {"format": "pt", "model": NAME, "source": "released.pth", "lda": report.lda}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted.safetensors", "released.pth"]
 
 
@@ -314,6 +314,15 @@ def test_backbone_of_a_detector_gives_the_same_features(tmp_path: Path, weights:
     ]
     for left, right in zip(*features, strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize(("lda", "recorded"), [(None, "regional"), ("spanning", "spanning")])
+def test_the_grouping_of_the_training_is_recorded(
+    tmp_path: Path, weights: dict[str, Tensor], lda: Any, recorded: str
+) -> None:
+    destination = tmp_path / "backbone.safetensors"
+    report = convert(save(tmp_path / "released.pth", as_detector(weights)), destination, NAME, lda=lda)
+    assert report.lda == recorded_lda(destination) == recorded
 
 
 def test_other_head_and_channels_are_kept(tmp_path: Path, weights: dict[str, Tensor]) -> None:

@@ -7,11 +7,35 @@ from torch import Tensor
 
 import crossformerpp  # noqa: F401  (registers the models)
 from crossformerpp.checkpoints import from_released, to_released
-from released import VARIANTS, drawn_input, released_outputs, released_shapes, released_weights
+from released import (
+    VARIANTS,
+    drawn_input,
+    released_outputs,
+    released_shapes,
+    released_weights,
+    spanning_outputs,
+)
 
-TOLERANCE = 5e-6  # of the largest magnitude
+TOLERANCE = 2e-6  # of the largest magnitude
 OUTPUTS = released_outputs()
-DENSE = [(name, case) for name, answers in OUTPUTS.items() for case in answers.get("dense", [])]
+
+
+def dense_cases() -> list:
+    """(model, options, case) of both released codes: regional LDA (2023) and spanning LDA (2021)."""
+    renamed = {"group_size": "group_sizes", "crs_interval": "intervals"}
+    cases = []
+    for name, answers in OUTPUTS.items():
+        for case in answers.get("dense", []):
+            options = {renamed[key]: value for key, value in case["override"].items()}
+            cases.append((name, {**options, "lda": "regional"}, case))
+    for name, answers in spanning_outputs().items():
+        for case in answers:
+            groups = {key: case[key] for key in ("group_sizes", "intervals")}
+            cases.append((name, {**groups, "lda": "spanning"}, case))
+    return [
+        pytest.param(*case, id=f"{case[0]}-{case[1]['lda']}-{'x'.join(map(str, case[2]['input'][2:]))}")
+        for case in cases
+    ]
 
 
 def check(actual: Tensor, expected: dict) -> None:
@@ -47,19 +71,24 @@ def test_logits_agree_with_the_released_implementation(name: str) -> None:
     torch.testing.assert_close(logits[:, :8], first, rtol=0, atol=TOLERANCE * expected["logits"]["absmax"])
 
 
-@pytest.mark.parametrize(
-    ("name", "case"), DENSE, ids=[f"{name}-{'x'.join(map(str, case['input'][2:]))}" for name, case in DENSE]
-)
-def test_dense_features_agree_with_the_released_implementation(name: str, case: dict) -> None:
+@pytest.mark.parametrize(("name", "options", "case"), dense_cases())
+def test_dense_features_agree_with_the_released_implementation(name: str, options: dict, case: dict) -> None:
     """Maps that groups do not divide, and the larger groups of the detection configurations."""
-    renamed = {"group_size": "group_sizes", "crs_interval": "intervals"}
-    overrides = {renamed[key]: value for key, value in case["override"].items()}
     weights = from_released(released_weights(name))
     model = timm.create_model(
-        name, features_only=True, pretrained=True, pretrained_cfg_overlay={"state_dict": weights}, **overrides
+        name, features_only=True, pretrained=True, pretrained_cfg_overlay={"state_dict": weights}, **options
     ).eval()
+    x = drawn_input(case["input"], seed=1)
     with torch.inference_mode():
-        features = model(drawn_input(case["input"], seed=1))
+        features = model(x)
     assert len(features) == len(case["stages"])
     for feature, expected in zip(features, case["stages"], strict=True):
         check(feature, expected)
+
+
+@pytest.mark.parametrize("name", ["crossformer_small", "crossformerpp_small"])
+def test_the_default_grouping_is_the_one_that_the_weights_were_trained_with(name: str) -> None:
+    """Dense CrossFormer: spanning, the code of 2021; CrossFormer++: regional, the code of 2023."""
+    model = timm.create_model(name)
+    ldas = {block.attn.lda for stage in model.stages for block in stage.blocks}
+    assert ldas == {"regional" if "pp" in name else "spanning"}

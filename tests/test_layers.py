@@ -1,24 +1,22 @@
-"""Embedding, cooling, group sizes, projection and attention."""
+"""Embedding, cooling and group sizes."""
 
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from crossformerpp.ablations.build import build_cooling
+from crossformerpp.ablations.cooling import AmplitudeLimiter, GatedCoolingLayer
 from crossformerpp.layers import (
     AmplitudeCoolingLayer,
     CrossScaleEmbedding,
     GroupAttention,
-    Linear,
     allocate_dims,
     expand_per_block,
     linear_group_sizes,
 )
-from crossformerpp.layers.attention import attend_within
-from crossformerpp.layers.cooling import AmplitudeLimiter, GatedCoolingLayer, cooling_layer, is_cooled
-from crossformerpp.layers.grouping import Groups
+from crossformerpp.layers.cooling import is_cooled
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_the_limiter_shortens_long_tokens_only():
 @pytest.mark.parametrize(("kind", "is_kept"), [("acl", False), ("gated", True), ("limit", True)])
 def test_which_cooling_layers_keep_the_residual_connection(kind, is_kept):
     """Without what is learnt in convolution and norm nothing passes an ACL; the stream passes the others."""
-    layer = cooling_layer(kind, 16)
+    layer = build_cooling(kind, 16, 0, 2, every=1)
     for name, parameter in layer.named_parameters():
         if "conv" in name or "norm" in name:
             torch.nn.init.zeros_(parameter)
@@ -114,7 +112,7 @@ def test_which_cooling_layers_keep_the_residual_connection(kind, is_kept):
 
 def test_unknown_cooling():
     with pytest.raises(ValueError, match="cooling_kind 'ice': choose one of acl, gated, limit"):
-        cooling_layer("ice", 16)
+        build_cooling("ice", 16, 0, 2, every=1)
 
 
 @pytest.mark.parametrize(
@@ -152,62 +150,3 @@ def test_group_sizes_that_do_not_fit(values, match):
 def test_dimension_that_the_heads_do_not_divide():
     with pytest.raises(ValueError, match="64 is no multiple of the 5 heads"):
         GroupAttention(64, 5, None)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 12), (0, 12)])
-def test_projection_equals_torch_linear_with_gradients(bias, shape):
-    ours = Linear(12, 7, bias=bias)
-    theirs = torch.nn.Linear(12, 7, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(shape, requires_grad=True)
-    weight = torch.randn(*shape[:-1], 7)
-    a = torch.autograd.grad((ours(x) * weight).sum(), [x, *ours.parameters()])
-    b = torch.autograd.grad((theirs(x) * weight).sum(), [x, *theirs.parameters()])
-    torch.testing.assert_close(ours(x), theirs(x))
-    torch.testing.assert_close(a, b)
-
-
-def test_projection_can_be_differentiated_twice():
-    ours, x = Linear(4, 3), torch.randn(5, 4, requires_grad=True)
-    (first,) = torch.autograd.grad(ours(x).pow(3).sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), ours.weight)
-    (expected,) = torch.autograd.grad(
-        torch.autograd.grad(F.linear(x, ours.weight, ours.bias).pow(3).sum(), x, create_graph=True)[0].sum(),
-        ours.weight,
-    )
-    torch.testing.assert_close(second, expected)
-
-
-def test_projection_is_seen_by_counters_transforms_and_autocast():
-    ours, x = Linear(4, 3), torch.randn(5, 4)
-    with FlopCounterMode(display=False) as counter:
-        ours(x)
-    assert counter.get_total_flops() == 2 * 5 * 4 * 3
-    torch.testing.assert_close(torch.vmap(ours)(x), ours(x))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert ours(x).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance", "groups", "tokens", "is_fused"),
-    [
-        (torch.float32, 1e-5, 3, 49, True),
-        (torch.bfloat16, 2e-2, 3, 49, False),
-        (torch.bfloat16, 2e-2, 30, 196, False),  # some groups at a time
-        (torch.bfloat16, 2e-2, 1, 728, True),  # scores of one group are too many to be stored
-    ],
-)
-def test_kernels_of_inference(
-    dtype: torch.dtype, tolerance: float, groups: int, tokens: int, is_fused: bool
-) -> None:
-    """On a CPU bfloat16 is multiplied in portions, all else goes to the fused kernel: the same attention."""
-    qkv, bias = torch.randn(groups, tokens, 3 * 64).to(dtype), torch.randn(2, tokens, tokens).to(dtype)
-    with torch.inference_mode(), torch.profiler.profile() as profile:
-        out = attend_within(Groups(qkv, 7, tokens // 7), 2, bias, 0.0)
-    q, k, v = qkv.double().view(groups, tokens, 3, 2, 32).permute(2, 0, 3, 1, 4).unbind(0)
-    expected = ((q @ k.transpose(-2, -1)) / 32**0.5 + bias.double()).softmax(-1) @ v
-    assert out.dtype == dtype
-    assert (out.double() - expected.transpose(1, 2).flatten(2)).abs().max() < tolerance
-    names = {event.key for event in profile.key_averages()}
-    assert any("flash_attention_for_cpu" in name for name in names) == is_fused

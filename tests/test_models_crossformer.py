@@ -1,6 +1,8 @@
 """The model: any size, the literal implementation's result, timm's contract."""
 
 import copy
+import itertools
+import warnings
 
 import pytest
 import timm
@@ -97,19 +99,19 @@ def test_nothing_is_kept_between_calls():
 def test_chunked_equals_whole(monkeypatch):
     model, x = _tiny(), torch.randn(2, 3, 120, 88)
     with torch.no_grad():
-        monkeypatch.setattr("crossformerpp.models.stage.CHUNK_ELEMENTS", 1 << 30)
+        monkeypatch.setattr("crossformerpp.kernels.CHUNK_ELEMENTS", 1 << 30)
         whole = model(x)
-        monkeypatch.setattr("crossformerpp.models.stage.CHUNK_ELEMENTS", 1000)
+        monkeypatch.setattr("crossformerpp.kernels.CHUNK_ELEMENTS", 1000)
         torch.testing.assert_close(model(x), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_hooks_see_all_tokens_of_a_layer(monkeypatch):
-    monkeypatch.setattr("crossformerpp.models.stage.CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr("crossformerpp.kernels.CHUNK_ELEMENTS", 100)
     model, seen = _tiny(), []
     model.stages[0].blocks[0].norm1.register_forward_hook(lambda m, i, o: seen.append(o.shape))
     with torch.no_grad():
         model(torch.randn(1, 3, 64, 64))
-    assert seen == [(256, 32)]
+    assert seen == [(1, 16, 16, 32)]
 
 
 @pytest.mark.parametrize("kind", ["acl", "gated", "limit"])
@@ -230,10 +232,44 @@ def test_group_sizes_per_block_and_other_overrides():
         cooling=2,
         allocation="equal",
     )
-    assert [block.group_size for block in model.stages[2].blocks] == [4, 5, 6, 7]
+    assert [block.attn.group_size for block in model.stages[2].blocks] == [4, 5, 6, 7]
     assert [block.cooling is not None for block in model.stages[2].blocks] == [False, True, False, False]
-    assert [block.distance for block in model.stages[2].blocks] == ["short", "long", "short", "long"]
+    assert [block.attn.distance for block in model.stages[2].blocks] == ["short", "long", "short", "long"]
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)
+
+
+def test_lda_of_all_stages_or_of_each():
+    per_stage = ("spanning", "regional", "spanning", "regional")
+    mixed, spanning, regional = (
+        _tiny("crossformer_small", lda=lda) for lda in (per_stage, "spanning", "regional")
+    )
+    for model, words in ((mixed, per_stage), (spanning, ("spanning",) * 4), (regional, ("regional",) * 4)):
+        assert [{block.attn.lda for block in stage.blocks} for stage in model.stages] == [{w} for w in words]
+        model.load_state_dict(spanning.state_dict())
+    small, large = torch.randn(1, 3, 224, 224), torch.randn(1, 3, 224, 352)
+    with torch.no_grad():
+        assert torch.equal(spanning(small), regional(small))  # G·I is the map's side
+        outputs = [model(large) for model in (mixed, spanning, regional)]
+    assert not any(torch.allclose(a, b, rtol=1e-4) for a, b in itertools.combinations(outputs, 2))
+
+
+def test_an_interval_larger_than_the_map_makes_groups_of_one_token():
+    model = _tiny("crossformer_small", intervals=(100, 100, 100, 100), depths=(2, 2, 2, 2))
+    assert [part.sides for part in model.stages[0].blocks[1].attn.rule.on(16, 24).parts] == [(1, 1)]
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 96)).isfinite().all()
+
+
+def test_a_size_that_spanning_groups_do_not_have_is_explained():
+    sizes = ((7, 9), (7, 7), (7, 7, 7, 5), 7)
+    with pytest.warns(
+        UserWarning, match="group size 9 of stage 1, block 2: spanning LDA.*interval 8"
+    ) as seen:
+        _tiny("crossformer_small", depths=(2, 2, 4, 1), group_sizes=sizes)
+    assert len(seen) == 2
+    with warnings.catch_warnings(action="error"):
+        _tiny("crossformer_small", depths=(2, 2, 4, 1), group_sizes=sizes, lda="regional")
+        _tiny("crossformer_small", depths=(2, 2, 4, 1), group_sizes=sizes, intervals=["adaptive"] * 4)
 
 
 def test_cooling_of_a_variant_can_be_switched_off():
@@ -250,6 +286,8 @@ def test_cooling_of_a_variant_can_be_switched_off():
         ({"num_heads": (1, 2, 4)}, "num_heads has 3"),
         ({"cooling": -1}, "cooling -1"),
         ({"embed_dim": 36}, "multiple of 8"),
+        ({"lda": "spaning"}, "lda 'spaning'.*spanning, regional; the nearest is 'spanning'"),
+        ({"lda": ("spanning", "regional")}, "lda has 2 entries for 4 stages"),
     ],
 )
 def test_arguments_that_do_not_fit(options, match):
@@ -273,12 +311,13 @@ def test_inputs_that_do_not_fit(shape, match):
 def test_drop_path_drops_whole_branches_of_an_image():
     model = _tiny(depths=(1, 1, 1, 1), drop_path_rate=0.9).train()
     block = model.stages[3].blocks[0]
-    grouping = block.grouping(64, 2, 2)
-    keep = block._keep(torch.zeros(64 * 4, 8), grouping).view(64, 4)
-    assert torch.equal(keep, keep[:, :1].expand(64, 4))
-    assert {round(v, 3) for v in keep.unique().tolist()} <= {0.0, 10.0}
-    assert 0 < (keep[:, 0] == 0).sum() < 65
-    assert model.stages[0].blocks[0].drop_path == 0.0
+    x = torch.randn(64, 2, 2, 256)
+    kept = (block(x) != x).flatten(1)
+    assert torch.equal(kept.any(1), kept.all(1))
+    assert 0 < kept.any(1).sum() < 64
+    first = model.stages[0].blocks[0]  # its rate is 0
+    assert (first(torch.randn(64, 4, 4, 32)) != 0).any()
+    assert isinstance(first.drop_path, torch.nn.Identity)
 
 
 def test_initialisation():

@@ -22,15 +22,23 @@ def _assert_same(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, atol=atol, rtol=1e-4)
 
 
+@pytest.fixture(params=["regional", "spanning"])
+def either(request) -> torch.nn.Module:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    return timm.create_model("crossformerpp_small", **OPTIONS, lda=request.param).eval()
+
+
 @torch.no_grad()
-def test_export_of_one_size(model):
+def test_export_of_one_size(either):
     x = torch.randn(2, 3, 100, 132)
-    _assert_same(torch.export.export(model, (x,)).module()(x), model(x))
+    _assert_same(torch.export.export(either, (x,)).module()(x), either(x))
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_export_with_symbolic_sizes(model):
+def test_export_with_symbolic_sizes(either):
+    model = either
     sizes = {
         0: Dim("batch", min=1, max=64),
         2: Dim("height", min=288, max=2048),
@@ -43,7 +51,7 @@ def test_export_with_symbolic_sizes(model):
 
 
 @torch.no_grad()
-def test_compiled_graph_is_whole_and_serves_every_size(model):
+def test_compiled_graph_is_whole_and_serves_every_size(either):
     """Captured once for symbolic sizes: no graph break and, batch and sizes apart, no second graph."""
     graphs = []
 
@@ -51,7 +59,7 @@ def test_compiled_graph_is_whole_and_serves_every_size(model):
         graphs.append(graph)
         return graph
 
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    model, compiled = either, torch.compile(either, fullgraph=True, dynamic=True, backend=backend)
     for shape in [(2, 3, 256, 320), (3, 3, 64, 96), (4, 3, 131, 224), (5, 3, 448, 100)]:
         x = torch.randn(shape)
         _assert_same(compiled(x), model(x))

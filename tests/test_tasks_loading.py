@@ -69,6 +69,19 @@ def test_other_group_sizes_are_noted(tmp_path: Path) -> None:
     report = start(named, lambda path: load_weights(model, model.state_dict(), path))
     assert report is not None
     assert report.notes == (
-        "intervals [8, 4, 2, 1] here, trained with [4, 2, 1, 1]: no weight depends on it",
+        "intervals [8, 4, 2, 1] here, trained with [4, 2, 1, 1]: the weights fit either, the outputs differ",
     )
     assert start(section, lambda path: pytest.fail("nothing to load")) is None
+
+
+@pytest.mark.parametrize("lda", ["spanning", "regional"])
+def test_the_grouping_that_a_dense_file_was_trained_with_is_told(tmp_path: Path, lda: str) -> None:
+    model = tiny(num_classes=0)
+    file = tmp_path / "backbone.safetensors"
+    save_file(model.state_dict(), file, {"model": "crossformerpp_small", "lda": lda})
+    section = ModelSection(name="crossformerpp_small", checkpoint=file)  # its own default is regional
+    report = start(section, lambda path: load_weights(model, model.state_dict(), path))
+    assert report is not None
+    note = "lda regional here, trained with spanning: the weights fit either, the outputs differ"
+    assert report.notes == ((note,) if lda == "spanning" else ())
+    assert (note in str(report)) == (lda == "spanning")

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import timm
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from crossformerpp.data.writing import replacing
+from crossformerpp.layers.grouping import Lda
 from crossformerpp.models import VARIANTS
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ T = TypeVar("T")
 # Where a training script keeps the weights beside other things; averaged weights first, as in timm.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
-# Tables that older releases stored with the weights; they follow from the group size and are computed anew.
+# Tables that older releases stored with the weights; they follow from the group size and are not needed.
 _OLD_BUFFERS = ("biases", "relative_position_index", "attn_mask")
 
 # Released name -> ours. `{s}` stands for a number, the same on both sides; earlier rows win.
@@ -75,7 +76,8 @@ class ConversionReport:
         num_params: numbers in them.
         num_classes: classes of the classification head; None where the file holds a backbone only.
         dropped: keys of the source that were left out: parts of a detector or segmenter other than its
-            backbone, and tables that are computed anew.
+            backbone, and tables that are computed from the weights.
+        lda: the long-distance grouping that the weights were trained with, as the file records it.
     """
 
     model: str
@@ -85,10 +87,16 @@ class ConversionReport:
     num_params: int
     num_classes: int | None
     dropped: tuple[str, ...]
+    lda: Lda
 
 
 def convert(
-    source: str | Path, destination: str | Path, model_name: str, *, overwrite: bool = False
+    source: str | Path,
+    destination: str | Path,
+    model_name: str,
+    *,
+    lda: Lda | None = None,
+    overwrite: bool = False,
 ) -> ConversionReport:
     """Write the weights of a released checkpoint as safetensors under this package's names.
 
@@ -101,6 +109,9 @@ def convert(
             `.bin`, `.safetensors` with the same keys).
         destination: the file to write; its folder must exist.
         model_name: timm name of the variant, such as `crossformerpp_small`.
+        lda: the long-distance grouping that the weights were trained with (see `CrossFormer`), recorded in the file;
+            default: the variant's, "spanning" of CrossFormer and "regional" of CrossFormer++. It changes no weight,
+            and at 224 pixels no CrossFormer's output; on dense maps it does.
         overwrite: replace an existing destination.
 
     Raises:
@@ -122,7 +133,8 @@ def convert(
     except ValueError as error:
         raise ValueError(f"{source} is no released CrossFormer checkpoint: {error}") from error
     _check_variant(weights, model_name, source)
-    metadata = {"format": "pt", "model": model_name, "source": source.name}
+    lda = lda or VARIANTS[model_name]["lda"]
+    metadata = {"format": "pt", "model": model_name, "source": source.name, "lda": lda}
     _write(weights, destination, metadata)
     return ConversionReport(
         model=model_name,
@@ -132,7 +144,16 @@ def convert(
         num_params=sum(tensor.numel() for tensor in weights.values()),
         num_classes=weights["head.fc.weight"].shape[0] if "head.fc.weight" in weights else None,
         dropped=dropped,
+        lda=lda,
     )
+
+
+def recorded_lda(path: Path) -> Lda | None:
+    """The long-distance grouping that `convert` recorded in a file; None where there is no record."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    with safetensors.safe_open(path, framework="pt") as content:
+        return cast(Lda | None, (content.metadata() or {}).get("lda"))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

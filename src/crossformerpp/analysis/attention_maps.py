@@ -14,9 +14,9 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
+from crossformerpp import kernels
 from crossformerpp.analysis.amplitude import Block, find_blocks
-from crossformerpp.layers.attention import GroupAttention
-from crossformerpp.layers.grouping import Grouping
+from crossformerpp.layers.attention import GroupAttention, attention_weights
 
 
 class GroupMaps(NamedTuple):
@@ -73,18 +73,21 @@ class BlockAttention:
         return (row, column), own.view(self.height, self.width)
 
 
-def group_attention(attention: GroupAttention, x: Tensor, grouping: Grouping) -> list[GroupMaps]:
-    """softmax(QKᵀ/√d + B) of Eq. 1 for rows (T, C) in the order of `grouping`: an entry per part of it."""
-    parts = grouping.split(attention.qkv(x))
-    biases: list[Any] = [None] * len(parts)
-    if attention.position_bias is not None:
-        biases = attention.position_bias([(part.height, part.width) for part in parts], x.dtype)
-    interval = 1 if grouping.is_map_order else grouping.interval
+def group_attention(attention: GroupAttention, x: Tensor) -> list[GroupMaps]:
+    """softmax(QKᵀ/√d + B) of Eq. 1 on a map (B, H, W, C): an entry per kind of group."""
+    grouping = attention.rule.on(*x.shape[1:3])
+    table = attention.offset_biases(*x.shape[1:3])
     return [
         GroupMaps(
-            _softmax_of_scores(part.tokens, attention.num_heads, bias), part.height, part.width, interval
+            _weights(
+                groups.tokens,
+                attention.num_heads,
+                None if table is None else kernels.spread(table, groups.sides, x.dtype),
+            ),
+            *groups.sides,
+            grouping.interval,
         )
-        for part, bias in zip(parts, biases, strict=True)
+        for groups in grouping.split(attention.qkv(grouping.gather(x)))
     ]
 
 
@@ -93,17 +96,15 @@ def window_attention(attention: WindowAttention, x: Tensor, mask: Tensor | None 
     bias = attention._get_rel_pos_bias()
     if mask is not None:
         bias = bias + mask.repeat(len(x) // len(mask), 1, 1)[:, None]
-    weights = _softmax_of_scores(attention.qkv(x), attention.num_heads, bias)
+    weights = _weights(attention.qkv(x), attention.num_heads, bias)
     height, width = attention.window_size
     return [GroupMaps(weights, height, width, interval=1)]
 
 
-def _softmax_of_scores(qkv: Tensor, num_heads: int, bias: Tensor | None) -> Tensor:
+def _weights(qkv: Tensor, num_heads: int, bias: Tensor | None) -> Tensor:
     """S N 3C, (h N N) -> S h N N."""
-    S, N, _ = qkv.shape
-    q, k, _ = qkv.reshape(S, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)  # -> 3 S h N d
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return (scores if bias is None else scores + bias).softmax(-1)
+    q, k, _ = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # -> 3 S h N d
+    return attention_weights(q, k, bias)
 
 
 _WEIGHTS: dict[type[nn.Module], Any] = {GroupAttention: group_attention, WindowAttention: window_attention}

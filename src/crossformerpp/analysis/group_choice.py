@@ -2,7 +2,7 @@
 
 A token of a block measured with large groups spreads its attention over its group. Cutting the group into smaller
 ones keeps the attention between tokens that stay together; the share that is kept, and the multiply-accumulates, are
-known for every size before anything is trained. See `layers.group_size.choose_group_sizes` for the policy.
+known for every size before anything is trained.
 """
 
 from __future__ import annotations
@@ -17,10 +17,66 @@ from torch import Tensor
 
 from crossformerpp.analysis.attention_maps import BlockAttention
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.layers.group_size import GroupSizeOption, choose_group_sizes
-from crossformerpp.layers.grouping import Grouping, map_order, regroup
+from crossformerpp.layers.block import CrossFormerBlock
+from crossformerpp.layers.grouping import Grouping, GroupRule
 from crossformerpp.models.crossformer import CrossFormer
-from crossformerpp.models.stage import CrossFormerBlock
+
+
+class GroupSizeOption(NamedTuple):
+    """A group size that a block may have: its multiply-accumulates, and the share of attention that stays inside."""
+
+    size: int
+    macs: int
+    kept: float
+
+    def steps(self, options: Sequence[GroupSizeOption]) -> list[tuple[float, GroupSizeOption]]:
+        """Those of a block's options that keep more, each with what it keeps more per additional multiply-accumulate.
+
+        This one is the cheapest, or the best such step from a cheaper one, so that whatever keeps more costs more.
+        """
+        return [
+            ((option.kept - self.kept) / (option.macs - self.macs), option)
+            for option in options
+            if option.kept > self.kept
+        ]
+
+
+def choose_group_sizes(
+    options: Sequence[Sequence[GroupSizeOption]], budget: int, fixed_macs: int = 0
+) -> list[GroupSizeOption]:
+    """An automatic group size policy: the most attention kept, summed over blocks, within a budget.
+
+    From the cheapest option of every block on, the step that keeps most per multiply-accumulate is taken as long as
+    one fits. The sum falls short of the best possible by less than what one step adds.
+
+    Args:
+        options: Per block, in any order.
+        budget: Multiply-accumulates of the whole model.
+        fixed_macs: Those outside of the blocks.
+
+    Raises:
+        ValueError: The budget cannot be met; names the least that can.
+    """
+    chosen = [min(own, key=lambda option: (option.macs, -option.kept, option.size)) for own in options]
+    least = fixed_macs + sum(option.macs for option in chosen)
+    if least > budget:
+        raise ValueError(
+            f"a budget of {budget / 1e6:,.1f}M multiply-accumulates cannot be met; the nearest is {least / 1e6:,.1f}M, "
+            f"with group sizes {sorted({option.size for option in chosen})}"
+        )
+    spare = budget - least
+    while True:
+        steps = [
+            (worth, -block, option)  # of equal steps the first block's
+            for block, (own, now) in enumerate(zip(options, chosen, strict=True))
+            for worth, option in now.steps(own)
+            if option.macs - now.macs <= spare
+        ]
+        if not steps:
+            return chosen
+        _, block, option = max(steps)
+        spare -= option.macs - chosen[-block].macs
+        chosen[-block] = option
 
 
 @dataclass(frozen=True)
@@ -98,8 +154,8 @@ def choose_groups(
             GroupChoice(
                 stage=attention.stage,
                 block=attention.block,
-                distance=place.block.distance,
-                before=place.block.group_size,
+                distance=place.rule.distance,
+                before=place.rule.group_size,
                 size=choice.size,
                 attention_distance=attention.head_distances.mean().item(),
                 uniform_distance=attention.uniform_distance,
@@ -114,19 +170,17 @@ def choose_groups(
     )
 
 
-def kept_share(attention: Tensor, height: int, width: int, size: int, interval: int) -> float:
-    """The share of attention that stays inside groups when height × width tokens are grouped by `size`, `interval`.
+def kept_share(attention: Tensor, grouping: Grouping) -> float:
+    """The share of attention that stays inside the groups of a map.
 
     Args:
-        attention: (N, N), a row per query that sums to 1, N = height·width.
+        attention: (L, L) of the map's L tokens, a row per query that sums to 1.
     """
-    grouping = Grouping(1, height, width, size, interval)
-    places = torch.arange(height * width)[:, None]
     kept = 0.0
-    for groups in grouping.split(regroup(places, map_order(1, height, width), grouping)):
-        members = groups.tokens[..., 0]  # S N
+    for part in grouping.parts:
+        members = torch.from_numpy(part.positions)  # S N
         kept += attention[members[:, :, None], members[:, None, :]].sum().item()
-    return kept / (height * width)
+    return kept / (grouping.height * grouping.width)
 
 
 class _Place(NamedTuple):
@@ -136,14 +190,14 @@ class _Place(NamedTuple):
     side: int
     dim: int
 
-    def grouping(self) -> Grouping:
-        grouping = self.block.grouping(1, self.side, self.side)
-        assert isinstance(grouping, Grouping)
-        return grouping
+    @property
+    def rule(self) -> GroupRule:
+        return self.block.attn.rule
 
     def macs(self) -> int:
-        rows = torch.empty(self.side**2, self.dim, device="meta")
-        return count_complexity(self.block, (rows, self.grouping())).macs
+        return count_complexity(
+            self.block, torch.empty(1, self.side, self.side, self.dim, device="meta")
+        ).macs
 
 
 def _places(model: Any, image_size: int) -> Iterator[_Place]:
@@ -153,13 +207,13 @@ def _places(model: Any, image_size: int) -> Iterator[_Place]:
 
 
 def _option(place: _Place, size: int, attention: BlockAttention) -> GroupSizeOption:
-    place = place._replace(block=copy.copy(place.block))
-    place.block.group_size = size
-    # Where less than the map was measured, neighbours in the group lie an interval apart already.
+    place = place._replace(block=copy.deepcopy(place.block))
+    place.block.attn.group_size = size
+    grouping = place.rule.on(place.side, place.side)
     is_whole_map = attention.height == attention.width == place.side
-    interval = place.grouping().interval if is_whole_map else 1
-    kept = kept_share(attention.mean_map, attention.height, attention.width, size, interval)
-    return GroupSizeOption(size, place.macs(), kept)
+    if not is_whole_map:  # neighbours in the measured group lie an interval apart already
+        grouping = GroupRule("short", size).on(attention.height, attention.width)
+    return GroupSizeOption(size, place.macs(), kept_share(attention.mean_map, grouping))
 
 
 def _reason(choice: GroupSizeOption, options: Sequence[GroupSizeOption]) -> str:

@@ -6,7 +6,6 @@ Colours of text and axes come from matplotlib's settings, so that a page in dark
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from crossformerpp.layers import Grouping, allocate_dims, map_order, regroup
+from crossformerpp.layers import GroupRule, allocate_dims
 from crossformerpp.layers.embedding import Allocation
 
 KERNEL_COLORS = ("#1f77b4", "#2a9d5c", "#e08a1e", "#c0392b")
@@ -72,38 +71,47 @@ def _stacked_bars(axes: Axes, rows: Mapping[str, Sequence[int]], labels: Sequenc
     axes.legend(title="kernel", ncols=4, loc="upper center", bbox_to_anchor=(0.45, 0), frameon=False)
 
 
-def group_numbers(height: int, width: int, group_size: int, interval: int = 1) -> np.ndarray:
+def group_numbers(height: int, width: int, rule: GroupRule) -> np.ndarray:
     """Which group each position of a map belongs to: (height, width), groups numbered by their first position."""
-    grouping = Grouping(1, height, width, group_size, interval)
-    positions = torch.arange(height * width)[:, None]
-    rows = regroup(positions, map_order(1, height, width), grouping)
-    groups = [members.flatten() for part in grouping.split(rows) for members in part.tokens]
+    groups = [members for part in rule.on(height, width).parts for members in part.positions]
     numbers = np.empty(height * width, dtype=int)
     for number, members in enumerate(sorted(groups, key=lambda members: int(members.min()))):
-        numbers[members.numpy()] = number
+        numbers[members] = number
     return numbers.reshape(height, width)
 
 
 def groups(
-    maps: Sequence[tuple[int, int]], group_size: int, interval: int, image: Image.Image | None = None
+    maps: Sequence[tuple[int, int]], rules: Sequence[GroupRule], image: Image.Image | None = None
 ) -> Figure:
-    """SDA and LDA groups (Sec. 3.2.1) on maps of the given (height, width): tokens of a group share number and colour.
+    """Groups (Sec. 3.2.1) on maps of the given (height, width), a row per map and a column per rule: tokens of a group
+    share number and colour.
 
     Args:
         image: Laid under the maps.
     """
-    figure = Figure(figsize=(3.2 * 2 * len(maps), 4), layout="constrained")
-    panels = figure.subplots(1, 2 * len(maps), squeeze=False)[0]
-    settings = [(size, own) for size in maps for own in (1, interval)]
-    for axes, ((height, width), own) in zip(panels, settings, strict=True):
-        numbers = group_numbers(height, width, group_size, own)
-        _tokens(axes, numbers, image)
-        sides = sorted({_sides(numbers == number) for number in range(numbers.max() + 1)}, reverse=True)
-        kinds = ", ".join(f"{h}×{w}" for h, w in sides)
-        name = "SDA" if own == 1 else f"LDA, I = {own}"
-        title = f"{name}, G = {group_size}, map {height}×{width}: {numbers.max() + 1} groups of\n{kinds}"
-        axes.set_title(title, fontsize=9)
+    size = (3.2 * len(rules), 4 * len(maps))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(maps), len(rules), squeeze=False)
+    for (height, width), row in zip(maps, panels, strict=True):
+        for rule, axes in zip(rules, row, strict=True):
+            numbers = group_numbers(height, width, rule)
+            _tokens(axes, numbers, image)
+            sides = sorted({_sides(numbers == number) for number in range(numbers.max() + 1)}, reverse=True)
+            kinds = ", ".join(f"{h}×{w}" for h, w in sides)
+            title = (
+                f"{_name(rule, height, width)}, map {height}×{width}: {numbers.max() + 1} groups of\n{kinds}"
+            )
+            axes.set_title(title, fontsize=9)
     return figure
+
+
+def _name(rule: GroupRule, height: int, width: int) -> str:
+    if rule.distance == "short":
+        return f"SDA, G = {rule.group_size}"
+    interval = rule.on(height, width).interval
+    if rule.lda == "spanning":
+        return f"spanning LDA, I = {interval}"
+    return f"regional LDA, G = {rule.group_size}, I = {interval}"
 
 
 def _tokens(axes: Axes, numbers: np.ndarray, image: Image.Image | None) -> None:

@@ -172,15 +172,15 @@ def _choose_groups(
 ) -> GroupChoices:
     from crossformerpp.analysis.attention_maps import block_attentions
     from crossformerpp.analysis.group_choice import choose_groups
+    from crossformerpp.layers.attention import GroupAttention
     from crossformerpp.models.crossformer import CrossFormer
-    from crossformerpp.models.stage import CrossFormerBlock
 
     model = network.model
     if network.saved is None or not isinstance(model, CrossFormer):
         raise ValueError(
             f"{network.name}: sizes are chosen from a trained CrossFormer's attention; name its run"
         )
-    own = [block.group_size for block in model.modules() if isinstance(block, CrossFormerBlock)]
+    own = [attn.group_size for attn in model.modules() if isinstance(attn, GroupAttention)]
     smallest, largest = smallest or min(own), largest or max(own)
     if smallest > largest:
         raise ValueError(f"group sizes from {smallest} to {largest}: the least must not exceed the largest")

@@ -49,13 +49,17 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A released .pth file.")],
     destination: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: Annotated[str, typer.Option(help="Variant, e.g. crossformer_small.")],
+    lda: Annotated[
+        Literal["spanning", "regional"] | None,
+        typer.Option(help="LDA grouping the weights were trained with; default: the variant's."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a released checkpoint to safetensors, without executing anything in it."""
     from crossformerpp import checkpoints
 
-    report = checkpoints.convert(source, destination, model, overwrite=overwrite)
+    report = checkpoints.convert(source, destination, model, lda=lda, overwrite=overwrite)
     if as_json:
         show_json(
             {
@@ -64,13 +68,16 @@ def convert(
                 "tensors": report.num_tensors,
                 "params": report.num_params,
                 "num_classes": report.num_classes,
+                "lda": report.lda,
                 "dropped": list(report.dropped),
             }
         )
         return
     head = "no head" if report.num_classes is None else f"{report.num_classes} classes"
     dropped = f"; left out: {', '.join(report.dropped)}" if report.dropped else ""
-    say(f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}{dropped}")
+    say(
+        f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}, {report.lda} LDA{dropped}"
+    )
 
 
 def _detectors(as_json: bool) -> None:
@@ -127,8 +134,8 @@ def _measure(name: str) -> dict[str, Any]:
         "name": name,
         "params": cost.params,
         "macs": cost.macs,
-        "group_sizes": [_one([block.group_size for block in blocks]) for blocks in stages],
-        "intervals": [_one([block.interval for block in blocks]) for blocks in stages],
+        "group_sizes": [_one([block.attn.group_size for block in blocks]) for blocks in stages],
+        "intervals": [_one([block.attn.interval for block in blocks]) for blocks in stages],
     }
 
 

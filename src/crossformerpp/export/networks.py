@@ -20,8 +20,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 import crossformerpp
+from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.models import CrossFormer
-from crossformerpp.models.stage import CrossFormerBlock, CrossFormerStage
+from crossformerpp.models.crossformer import CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.segmentation import SegmentationRecipe
@@ -62,7 +63,7 @@ class Network:
                 for stage, info in zip(model.stages.children(), model.feature_info, strict=False):
                     for block in cast(CrossFormerStage, stage).blocks.children():
                         assert isinstance(block, CrossFormerBlock)
-                        limit = block.group_size * info["reduction"]  # the map is one group up to here
+                        limit = block.attn.group_size * info["reduction"]  # the map is one group up to here
                         if self.size > limit:
                             least = max(least, limit + 1)
                         else:

@@ -4,14 +4,15 @@ Pure functions from a policy to one group size per block. A policy is what users
 
 - one size per stage, `(4, 4, 14, 7)` — the paper's progressive sizes, and the fixed ones of CrossFormer;
 - one size per block of a stage, `(4, 4, (4, 7, 10, 14), 7)`;
-- `linear(4, 14)`, a size that grows by equal steps over the blocks of the first stages (Table IX, 4 → 14);
-- `choose_group_sizes`, what keeps most of a trained model's attention within a budget.
+- `linear(4, 14)`, a size that grows by equal steps over the blocks of the first stages (Table IX, 4 → 14).
+
+`analysis.group_choice` chooses sizes from a trained model's attention.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -42,67 +43,9 @@ def linear_group_sizes(
     return expand_per_block(per_stage, depths, "group size")
 
 
-class GroupSizeOption(NamedTuple):
-    """A group size that a block may have: its multiply-accumulates, and the share of attention that stays inside."""
-
-    size: int
-    macs: int
-    kept: float
-
-    def steps(self, options: Sequence[GroupSizeOption]) -> list[tuple[float, GroupSizeOption]]:
-        """Those of a block's options that keep more, each with what it keeps more per additional multiply-accumulate.
-
-        This one is the cheapest, or the best such step from a cheaper one, so that whatever keeps more costs more.
-        """
-        return [
-            ((option.kept - self.kept) / (option.macs - self.macs), option)
-            for option in options
-            if option.kept > self.kept
-        ]
-
-
-def choose_group_sizes(
-    options: Sequence[Sequence[GroupSizeOption]], budget: int, fixed_macs: int = 0
-) -> list[GroupSizeOption]:
-    """An automatic group size policy: the most attention kept, summed over blocks, within a budget.
-
-    From the cheapest option of every block on, the step that keeps most per multiply-accumulate is taken as long as
-    one fits. The sum falls short of the best possible by less than what one step adds.
-
-    Args:
-        options: Per block, in any order.
-        budget: Multiply-accumulates of the whole model.
-        fixed_macs: Those outside of the blocks.
-
-    Raises:
-        ValueError: The budget cannot be met; names the least that can.
-    """
-    chosen = [min(own, key=lambda option: (option.macs, -option.kept, option.size)) for own in options]
-    least = fixed_macs + sum(option.macs for option in chosen)
-    if least > budget:
-        raise ValueError(
-            f"a budget of {budget / 1e6:,.1f}M multiply-accumulates cannot be met; the nearest is {least / 1e6:,.1f}M, "
-            f"with group sizes {sorted({option.size for option in chosen})}"
-        )
-    spare = budget - least
-    while True:
-        steps = [
-            (worth, -block, option)  # of equal steps the first block's
-            for block, (own, now) in enumerate(zip(options, chosen, strict=True))
-            for worth, option in now.steps(own)
-            if option.macs - now.macs <= spare
-        ]
-        if not steps:
-            return chosen
-        _, block, option = max(steps)
-        spare -= option.macs - chosen[-block].macs
-        chosen[-block] = option
-
-
 def adaptive_interval(height: int, width: int, group_size: int) -> int:
     """The least interval at which a long-distance group of side G spans a map: ceil(max(H, W) / G)."""
-    # sym_max gives a symbol where they are
-    longer = max(height, width) if torch.jit.is_scripting() else cast(int, torch.sym_max(height, width))
+    longer = cast(int, torch.sym_max(height, width))  # a symbol where they are
     return (longer + group_size - 1) // group_size
 
 

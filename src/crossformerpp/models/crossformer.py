@@ -1,31 +1,64 @@
 """CrossFormer and CrossFormer++ (Sec. 3, 4) with timm's model contract.
 
-Legend: B batch, C channels, H W map, T = B·H·W rows of tokens in a grouping's order (layers/grouping.py).
-Maps are B H W C inside the model and B C H W at its border.
+Legend: B batch, C channels, D channels out, H W map, s stride. Maps are B H W C inside the model, B C H W at its
+border.
 """
 
-# Annotations stay types here: torch.fx would write a string's into a graph as `_Tensor_`, which TorchScript refuses.
+# Annotations stay types here: torch.fx would write a string's into a graph as `_Tensor_`, which its compiler refuses.
+import difflib
+import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import named_apply, register_notrace_function, register_notrace_module
+from timm.models import checkpoint, named_apply, register_notrace_function, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from crossformerpp.layers.cooling import CoolingKind, is_cooled
+from crossformerpp import kernels
+from crossformerpp.ablations.build import Attention, BlockGroups, build_attention, build_cooling
+from crossformerpp.ablations.cooling import CoolingKind
+from crossformerpp.ablations.position import AbsolutePositionEmbedding, Position
+from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
 from crossformerpp.layers.group_size import Interval, PerBlock, expand_per_block
-from crossformerpp.layers.grouping import Grouping
-from crossformerpp.layers.position import AbsolutePositionEmbedding, DynamicPositionBias, Position
-from crossformerpp.layers.self_attention import Attention, Distance, build_self_attention
-from crossformerpp.models.stage import CrossFormerBlock, CrossFormerStage, sizes_are_symbols
+from crossformerpp.layers.grouping import Lda
+from crossformerpp.layers.position import DynamicPositionBias
+
+
+class CrossFormerStage(nn.Module):
+    """A CEL and the blocks on its tokens: (B, H, W, C) -> (B, ceil(H/s), ceil(W/s), D).
+
+    Args:
+        position: What is added to the tokens before the blocks; None for nothing.
+    """
+
+    def __init__(
+        self,
+        embedding: CrossScaleEmbedding,
+        blocks: Sequence[CrossFormerBlock],
+        position: AbsolutePositionEmbedding | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.position = position
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        if self.position is not None:
+            x = self.position(x)
+        for block in self.blocks:
+            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+        return x
+
 
 register_notrace_module(
     CrossFormerStage
-)  # torch.fx takes a stage as one node: its grouping follows from the size
+)  # torch.fx takes a stage as one node: its groups follow from the size
 
 
 class CrossFormer(nn.Module):
@@ -41,13 +74,17 @@ class CrossFormer(nn.Module):
         group_sizes: G per stage, or per block of a stage (a sequence in its place). It changes no weight.
         intervals: I per stage or block, used by LDA; "adaptive" for ceil(max(H, W) / G) of each map. It changes no
             weight.
+        lda: How LDA groups tokens that are I apart, one word for all stages or one per stage. "spanning" (Sec. 3.2.1):
+            over the whole map, so that the sides of a group are those of the map divided by I, and G only decides which
+            maps are one group. "regional": groups of G×G within regions of (G·I)×(G·I). They agree where the map is one
+            region. It changes no weight.
         kernel_sizes: Kernels of each stage's CEL.
         allocation: How a CEL shares its channels out among kernels.
         cooling: k, the interval of cooling layers in blocks; None or 0 for none (timm hands no None on).
-        cooling_kind: "acl" is the paper's; "gated" and "limit" keep the residual connection (layers/cooling.py).
-        attention: LSDA, or what Table VIII compares it with; see `build_self_attention` for what group sizes and
-            intervals mean to it.
-        position: DPB, or what Tables X and XI compare it with; see layers/position.py.
+        cooling_kind: "acl" is the paper's; "gated" and "limit" keep the residual connection (ablations/cooling.py).
+        attention: LSDA, or what Table VIII compares it with; see `build_attention` for what group sizes and intervals
+            mean to it.
+        position: DPB, or what Tables X and XI compare it with; see ablations/position.py.
         position_sizes: Side of the groups that the tables of "rpb", "rpb-offline" and "rpb-online" are learnt for, per
             stage or block; default the group sizes.
         img_size: Images whose first map the vectors of "ape" are learnt for, a side or (height, width). Any other size
@@ -70,6 +107,7 @@ class CrossFormer(nn.Module):
         num_heads: Sequence[int] = (2, 4, 8, 16),
         group_sizes: Sequence[PerBlock] = (4, 4, 14, 7),
         intervals: Sequence[Interval | Sequence[Interval]] = (4, 2, 1, 1),
+        lda: Lda | Sequence[Lda] = "regional",
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
         allocation: Allocation = "halving",
         cooling: int | None = None,
@@ -87,67 +125,24 @@ class CrossFormer(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes)
-        if cooling is not None and cooling < 0:
-            raise ValueError(f"cooling {cooling!r}: it must be at least 1 block, or 0 for no cooling layers")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = global_pool
-        sizes = expand_per_block(group_sizes, depths, "group size")
-        gaps = expand_per_block(intervals, depths, "interval", words=("adaptive",))
-        tables = expand_per_block(position_sizes or group_sizes, depths, "position size")
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
+        dims = [embed_dim * 2**i for i in range(len(depths))]
+        groups = _groups_per_block(depths, group_sizes, intervals, lda, position_sizes or group_sizes)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
-
-        stages: list[CrossFormerStage] = []
-        self.feature_info: list[dict[str, Any]] = []
-        dim_in, reduction = in_chans, 1
-        for i, depth in enumerate(depths):
-            dim, stride = embed_dim * 2**i, 4 if i == 0 else 2
-            embedding = CrossScaleEmbedding(
-                dim_in,
-                dim,
-                kernel_sizes[i],
-                stride,
-                norm="after" if i == 0 else "before",
-                allocation=allocation,
-            )
-            blocks = []
-            for j in range(depth):
-                distance: Distance = "short" if j % 2 == 0 else "long"
-                attn = build_self_attention(
-                    attention,
-                    position,
-                    dim,
-                    num_heads[i],
-                    distance,
-                    sizes[i][j],
-                    gaps[i][j],
-                    tables[i][j],
-                    qkv_bias=qkv_bias,
-                    attn_drop=attn_drop_rate,
-                    proj_drop=proj_drop_rate,
-                )
-                block = CrossFormerBlock(
-                    dim,
-                    attn,
-                    distance,
-                    group_size=sizes[i][j],
-                    interval=gaps[i][j],
-                    mlp_ratio=mlp_ratio,
-                    drop_path=float(rates[i][j]),
-                    proj_drop=proj_drop_rate,
-                    cooling=cooling_kind if is_cooled(j, depth, cooling) else None,
-                )
-                blocks.append(block)
-            added = _absolute_position(img_size, stride, dim) if position == "ape" and i == 0 else None
-            stages.append(CrossFormerStage(embedding, blocks, added))
-            dim_in, reduction = dim, reduction * stride
-            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
-        self.stages = nn.Sequential(*stages)
-        self.num_features = self.head_hidden_size = dim_in
-        self.norm: nn.Module = nn.LayerNorm(dim_in)
-        self.head = ClassifierHead(
-            dim_in, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt="NHWC"
-        )
+        options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate}
+        block = partial(_build_block, attention, position, mlp_ratio, options)
+        ape = _absolute_position(img_size, embed_dim) if position == "ape" else None
+        self.stages = nn.Sequential()
+        for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
+            dim_in, stride, norm = (dims[i - 1], 2, "before") if i else (in_chans, 4, "after")
+            cel = CrossScaleEmbedding(dim_in, dim, kernel_sizes[i], stride, cast(Any, norm), allocation)
+            cooler = [build_cooling(cooling_kind, dim, j, depth, cooling) for j in range(depth)]
+            blocks = map(partial(block, dim, num_heads[i]), groups[i], rates[i].tolist(), cooler)
+            self.stages.append(CrossFormerStage(cel, list(blocks), None if i else ape))
+        self.feature_info = _feature_info(dims)
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.norm: nn.Module = nn.LayerNorm(dims[-1])
+        self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
         self.init_weights(needs_reset=False)
 
     def init_weights(self, needs_reset: bool = True) -> None:
@@ -158,7 +153,6 @@ class CrossFormer(nn.Module):
         """
         named_apply(partial(_init_weights, needs_reset=needs_reset), self)
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay besides norms and biases, which timm knows by their shape."""
         return {
@@ -167,7 +161,6 @@ class CrossFormer(nn.Module):
             if name.endswith(("position_bias.table", "position.embedding"))
         }
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that put parameters in layers, for layer-wise learning rates."""
         return {
@@ -181,13 +174,11 @@ class CrossFormer(nn.Module):
             ],
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass in place of storing their activations."""
         for stage in cast("list[CrossFormerStage]", self.stages):
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """The final Linear (Identity where `num_classes` is 0)."""
         return self.head.fc
@@ -212,10 +203,7 @@ class CrossFormer(nn.Module):
             for block in cast("list[CrossFormerBlock]", stage.blocks):
                 bias = block.attn.position_bias
                 if isinstance(bias, DynamicPositionBias):
-                    grouping = block.grouping(1, rows, columns)
-                    assert isinstance(grouping, Grouping)
-                    sides = [(part.height, part.width) for part in grouping.parts]
-                    block.attn.position_bias = bias.fold(max(h for h, _ in sides), max(w for _, w in sides))
+                    block.attn.position_bias = bias.fold(*block.attn.rule.sides(rows, columns))
 
     def forward_intermediates(
         self,
@@ -292,9 +280,8 @@ def check_images(x: Tensor, in_chans: int) -> Tensor:
             f"input of shape {list(x.shape)}: expected (batch, {in_chans}, height, width); "
             f"a model for other channels is made with in_chans=…"
         )
-    height, width = x.shape[2], x.shape[3]
-    are_symbols = False if torch.jit.is_scripting() else sizes_are_symbols(height, width)
-    if not are_symbols and min(height, width) < 32:
+    height, width = x.shape[2:]
+    if not kernels.sizes_are_symbols(height, width) and min(height, width) < 32:
         raise ValueError(f"image of {height}x{width}: at least 32x32 is needed; enlarge it")
     return x
 
@@ -305,9 +292,73 @@ def _check_stages(num_stages: int, **per_stage: Sequence[Any]) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {num_stages} stages: give one per stage")
 
 
-def _absolute_position(img_size: int | tuple[int, int], stride: int, dim: int) -> AbsolutePositionEmbedding:
+def _groups_per_block(
+    depths: Sequence[int],
+    group_sizes: Sequence[PerBlock],
+    intervals: Sequence[Interval | Sequence[Interval]],
+    lda: Lda | Sequence[Lda],
+    table_sizes: Sequence[PerBlock],
+) -> list[list[BlockGroups]]:
+    """How every block of every stage groups its tokens."""
+    words = [lda] * len(depths) if isinstance(lda, str) else list(lda)
+    _check_stages(len(depths), lda=words)
+    sizes = expand_per_block(group_sizes, depths, "group size")
+    gaps = expand_per_block(intervals, depths, "interval", words=("adaptive",))
+    tables = expand_per_block(table_sizes, depths, "position size")
+    for stage, word in enumerate(words):
+        if word not in get_args(Lda):
+            nearest = difflib.get_close_matches(str(word), get_args(Lda), n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"lda {word!r}: choose one of {', '.join(get_args(Lda))}; the nearest is {nearest!r}"
+            )
+        if word == "spanning":
+            _explain_sizes_of_spanning_groups(stage, sizes[stage], gaps[stage])
+    return [
+        [
+            BlockGroups("long" if j % 2 else "short", *of_block, words[i])
+            for j, of_block in enumerate(zip(sizes[i], gaps[i], tables[i], strict=True))
+        ]
+        for i in range(len(depths))
+    ]
+
+
+def _explain_sizes_of_spanning_groups(
+    stage: int, sizes: Sequence[int], intervals: Sequence[Interval]
+) -> None:
+    """Warn of a size that was given for LDA blocks alone: spanning groups have sides of their own."""
+    for j in range(1, len(sizes), 2):
+        if sizes[j] not in sizes[::2] and intervals[j] != "adaptive":
+            warnings.warn(
+                f"group size {sizes[j]} of stage {stage + 1}, block {j + 1}: spanning LDA has groups of the map's "
+                f"sides divided by the interval {intervals[j]}; the size only decides which maps are one group. "
+                "Change the interval, or choose lda='regional'",
+                stacklevel=2,
+            )
+
+
+def _build_block(
+    attention: Attention,
+    position: Position,
+    mlp_ratio: float,
+    options: dict[str, Any],
+    dim: int,
+    num_heads: int,
+    groups: BlockGroups,
+    drop_path: float,
+    cooling: nn.Module | None,
+) -> CrossFormerBlock:
+    attn = build_attention(attention, position, dim, num_heads, groups, **options)
+    return CrossFormerBlock(dim, attn, mlp_ratio, options["proj_drop"], drop_path, cooling)
+
+
+def _feature_info(dims: Sequence[int]) -> list[dict[str, Any]]:
+    """Channels and stride of every stage's map, for timm's feature extractors."""
+    return [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+
+
+def _absolute_position(img_size: int | tuple[int, int], dim: int) -> AbsolutePositionEmbedding:
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    return AbsolutePositionEmbedding(-(-height // stride), -(-width // stride), dim)
+    return AbsolutePositionEmbedding(-(-height // 4), -(-width // 4), dim)
 
 
 def _init_weights(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:

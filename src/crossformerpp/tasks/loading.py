@@ -8,7 +8,8 @@ from typing import Any, Literal
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from crossformerpp.layers.position import enlarge_tables
+from crossformerpp.ablations.position import enlarge_tables
+from crossformerpp.checkpoints import recorded_lda
 from crossformerpp.models import VARIANTS
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.saved import trained_section
@@ -43,7 +44,7 @@ class LoadReport:
     """What was loaded, resized, left fresh and skipped.
 
     Attributes:
-        notes: What else differs, although no weight depends on it: group sizes and intervals.
+        notes: What else differs, although no weight depends on it: group sizes, intervals and LDA's grouping.
     """
 
     source: Path
@@ -151,7 +152,7 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
         load: Loads a file as the task does.
 
     Returns:
-        The report, with a note of each of G and I that is not what the weights were trained with.
+        The report, with a note of each of G, I and LDA's grouping that is not what the weights were trained with.
 
     Raises:
         ValueError: There is no such file or run, or as `load`.
@@ -172,12 +173,12 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
         raise ValueError(
             f"{error}; they are of model.name={trained.name} with model.options={trained.options}, which --set takes"
         ) from None
-    if trained is None:
-        return report
-    here, there = _grouping(section), _grouping(trained)
+    here = _grouping(section)
+    lda = recorded_lda(section.checkpoint)
+    there = _grouping(trained) if trained is not None else {"lda": lda} if lda else {}
     notes = [
-        f"{name} {here[name]} here, trained with {there[name]}: no weight depends on it"
-        for name in here
+        f"{name} {here[name]} here, trained with {there[name]}: the weights fit either, the outputs differ"
+        for name in there
         if here[name] != there[name]
     ]
     return replace(report, notes=tuple(notes))
@@ -185,7 +186,7 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
 
 def _grouping(section: ModelSection) -> dict[str, Any]:
     options: dict[str, Any] = {**VARIANTS.get(section.name, {}), **section.options}
-    return {name: _shortened(options.get(name)) for name in ("group_sizes", "intervals")}
+    return {name: _shortened(options.get(name)) for name in ("group_sizes", "intervals", "lda")}
 
 
 def _shortened(per_stage: Any) -> Any:

@@ -148,13 +148,14 @@ def _open_converted(file: Path) -> SavedRun:
         name = (content.metadata() or {}).get("model")
     if name is None or "head.fc.weight" not in weights:
         raise ValueError(f"{file}: not a classifier written by `crossformer convert`")
+    lda = checkpoints.recorded_lda(file)
     num_classes = weights["head.fc.weight"].shape[0]
     class_names = [f"class {number}" for number in range(num_classes)]
     if num_classes == 1000:
         class_names = ImageNetInfo().label_names()
     values = {
         "task": "classification",
-        "model": {"name": name},
+        "model": {"name": name, "options": {"lda": lda} if lda else {}},
         "data": {"source": "folder", "size": 224, "eval_resize": 256},
         "trainer": {"epochs": 1},
     }

@@ -23,8 +23,8 @@ from crossformerpp.analysis.report import DrawnFigure, Report, Shown, Table
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.names import read_json, read_text
-from crossformerpp.models.crossformer import CrossFormer
-from crossformerpp.models.stage import CrossFormerStage
+from crossformerpp.layers.attention import GroupAttention
+from crossformerpp.models.crossformer import CrossFormer, CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.classification import open_images
 from crossformerpp.tasks.classification.predictor import ClassificationPredictor, readable
@@ -203,19 +203,17 @@ def _groups(run: _FinishedRun) -> list[DrawnFigure]:
     side = -(-size // 4)
     if not isinstance(model, CrossFormer) or side > _MAX_DRAWN_SIDE:
         return []
-    long_distance = list(_stages(model)[0].blocks)[1:2]
-    if not long_distance:
+    attentions: list[Any] = [block.attn for block in _stages(model)[0].blocks][:2]
+    if len(attentions) < 2 or not all(isinstance(attn, GroupAttention) for attn in attentions):
         return []
-    block: Any = long_distance[0]
     image = ImageOps.fit(run.source.open(0), (size, size))
-    interval = block.grouping(1, side, side).interval
     return [
         DrawnFigure(
             "Who attends to whom",
             f"Each 4×4 pixels of an image are a token of the first stage's {side}×{side} map. A token attends to "
             "those of its own number: its neighbours in short-distance blocks (SDA), tokens at an interval in "
             "long-distance blocks (LDA), which take turns.",
-            partial(layer_pictures.groups, [(side, side)], block.group_size, interval, image),
+            partial(layer_pictures.groups, [(side, side)], [attn.rule for attn in attentions], image),
         )
     ]
 
@@ -262,8 +260,8 @@ def _parts_of_model(run: _FinishedRun) -> Table:
                 str(model.feature_info[number - 1]["num_chs"]),
                 str(len(blocks)),
                 str(blocks[0].attn.num_heads),
-                _values(block.group_size for block in blocks),
-                _values(block.interval for block in blocks),
+                _values(getattr(block.attn, "group_size", "") for block in blocks),
+                _values(getattr(block.attn, "interval", "") for block in blocks),
                 str(sum(block.cooling is not None for block in blocks)),
                 _count(stage),
             )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from crossformerpp.layers import build_self_attention, map_order
+from crossformerpp.ablations.build import BlockGroups, build_attention
 from crossformerpp.models import CrossFormer
 
 DIM, HEADS = 32, 2
@@ -14,24 +14,17 @@ ATTENTIONS = ["lsda", "swin", "cat", "pvt", "davit", "cswin", "scalablevit"]
 def build(attention: str, distance: str = "short", group_size: int = 4, interval=2, **options):
     torch.manual_seed(0)
     position = "none" if attention == "pvt" else "dpb"
-    module = build_self_attention(
-        attention, position, DIM, options.pop("num_heads", HEADS), distance, group_size, interval, **options
-    )
+    groups = BlockGroups(distance, group_size, interval)
+    module = build_attention(attention, position, DIM, options.pop("num_heads", HEADS), groups, **options)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module.double().eval()
 
 
-def run(module, maps: Tensor) -> Tensor:
-    """B H W C -> B H W C."""
-    B, H, W, C = maps.shape
-    return module(maps.reshape(-1, C), map_order(B, H, W)).view(maps.shape)
-
-
 def reach(module, height: int, width: int) -> Tensor:
     """Whether the output at a place depends on the input at a place: (H·W, H·W)."""
     maps = torch.randn(1, height, width, DIM, dtype=torch.double, requires_grad=True)
-    out = run(module, maps).sum(-1).flatten()
+    out = module(maps).sum(-1).flatten()
     rows = [torch.autograd.grad(y, maps, retain_graph=True)[0].abs().sum(-1).flatten() for y in out]
     return torch.stack(rows) > 1e-12
 
@@ -66,7 +59,7 @@ def test_cats_patches_see_each_other_channel_by_channel(height, width):
     module = build("cat", "long", group_size=2)
     assert reach(module, height, width).all()
     maps = torch.randn(1, height, width, DIM, dtype=torch.double, requires_grad=True)
-    (grad,) = torch.autograd.grad(run(module, maps)[..., 3].sum(), maps)
+    (grad,) = torch.autograd.grad(module(maps)[..., 3].sum(), maps)
     assert (grad[..., 3] != 0).all()
     assert not grad[..., :3].any()
     assert not grad[..., 4:].any()
@@ -86,7 +79,7 @@ def test_cswins_halves_are_one_direction_each():
         module.proj.weight.copy_(torch.eye(DIM))
     maps = torch.randn(1, 6, 6, DIM, dtype=torch.double, requires_grad=True)
     for channels, labels in ((slice(DIM // 2), y), (slice(DIM // 2, DIM), x)):
-        outs = run(module, maps)[..., channels].sum(-1).flatten()
+        outs = module(maps)[..., channels].sum(-1).flatten()
         rows = [torch.autograd.grad(o, maps, retain_graph=True)[0].abs().sum(-1).flatten() for o in outs]
         assert torch.equal(torch.stack(rows) > 1e-12, same(labels // 2))
 
@@ -110,7 +103,7 @@ def test_reduction_makes_one_key_of_each_patch(attention, distance):
     maps = torch.randn(1, 6, 6, DIM, dtype=torch.double)
     exchanged = maps.clone()
     exchanged[0, 2, 2], exchanged[0, 3, 3] = maps[0, 3, 3], maps[0, 2, 2]
-    before, after = run(module, maps), run(module, exchanged)
+    before, after = module(maps), module(exchanged)
     torch.testing.assert_close(after[0, 2, 2], before[0, 3, 3])
     after[0, 2, 2], after[0, 3, 3] = before[0, 2, 2], before[0, 3, 3]
     torch.testing.assert_close(after, before)
@@ -124,7 +117,7 @@ def test_scalablevits_windows_interact_with_their_neighbours_only():
 
 
 def test_scalablevit_widens_queries_and_keys():
-    module = build_self_attention("scalablevit", "none", 64, 2, "long", 7, 1)
+    module = build_attention("scalablevit", "none", 64, 2, BlockGroups("long", 7))
     assert (module.q.out_features, module.k.out_features, module.v.out_features) == (80, 80, 64)
 
 
@@ -137,13 +130,13 @@ def test_davits_channels_attend_within_their_head_over_the_whole_map():
         head[:, 0, :, DIM // 2 :] = 0.0  # head 0 reads the first half of the channels, head 1 the second
         head[:, 1, :, : DIM // 2] = 0.0
     maps = torch.randn(1, 5, 6, DIM, dtype=torch.double, requires_grad=True)
-    (grad,) = torch.autograd.grad(run(module, maps)[..., : DIM // 2].sum(), maps)
+    (grad,) = torch.autograd.grad(module(maps)[..., : DIM // 2].sum(), maps)
     assert (grad[..., : DIM // 2] != 0).all()
     assert not grad[..., DIM // 2 :].any()
     # a channel is a token: no order among places, so shuffled places give the shuffled result
     order = torch.randperm(30)
     shuffled = maps.flatten(1, 2)[:, order].view_as(maps)
-    torch.testing.assert_close(run(module, shuffled).flatten(1, 2), run(module, maps).flatten(1, 2)[:, order])
+    torch.testing.assert_close(module(shuffled).flatten(1, 2), module(maps).flatten(1, 2)[:, order])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -152,9 +145,9 @@ def test_images_of_a_batch_stay_apart_and_every_parameter_learns(attention, dist
     module = build(attention, distance)
     maps = torch.randn(3, 6, 9, DIM, dtype=torch.double)
     if attention != "lsda":  # whose rows are in a grouping's order
-        alone = torch.cat([run(module, image[None]) for image in maps])
-        torch.testing.assert_close(run(module, maps), alone)
-    run(module, maps).square().sum().backward()
+        alone = torch.cat([module(image[None]) for image in maps])
+        torch.testing.assert_close(module(maps), alone)
+    module(maps).square().sum().backward()
     assert all(p.grad is not None for p in module.parameters())
 
 
@@ -196,4 +189,4 @@ def test_what_does_not_fit_is_refused(attention, options, match):
 
 def test_pvt_refuses_a_position_bias():
     with pytest.raises(ValueError, match="'pvt' has no place for position 'dpb': choose 'none' or 'ape'"):
-        build_self_attention("pvt", "dpb", DIM, HEADS, "short", 4, 2)
+        build_attention("pvt", "dpb", DIM, HEADS, BlockGroups("short", 4, 2))

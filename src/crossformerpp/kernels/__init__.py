@@ -1,0 +1,42 @@
+"""What is fast on a machine: tensors in, tensors out, each behind one name and equal to plain PyTorch."""
+
+from crossformerpp.kernels.attend import attention
+from crossformerpp.kernels.bias import spread
+from crossformerpp.kernels.chunks import CHUNK_ELEMENTS, Chunk, block
+from crossformerpp.kernels.execution import (
+    if_at_most,
+    is_compiled,
+    is_plain_eager,
+    is_untouched,
+    needs_padding,
+    sizes_are_symbols,
+    takes_blocks,
+    without_autocast,
+)
+from crossformerpp.kernels.memory import forget, remember
+from crossformerpp.kernels.operators import differentiable_operator, operator
+from crossformerpp.kernels.products import linear, mlp
+from crossformerpp.kernels.rows import permute
+
+__all__ = [
+    "CHUNK_ELEMENTS",
+    "Chunk",
+    "attention",
+    "block",
+    "differentiable_operator",
+    "forget",
+    "if_at_most",
+    "is_compiled",
+    "is_plain_eager",
+    "is_untouched",
+    "linear",
+    "mlp",
+    "needs_padding",
+    "operator",
+    "permute",
+    "remember",
+    "sizes_are_symbols",
+    "spread",
+    "takes_blocks",
+    "without_autocast",
+]

@@ -1,0 +1,104 @@
+"""Matrix products and the MLP, from the fastest library at hand.
+
+On CPUs `torch.nn.functional.linear` multiplies float32 matrices with MKL, which on some AMD processors reaches half the
+speed of oneDNN (docs/performance.md). PyTorch ships both; here oneDNN is called directly.
+
+Legend: T rows, K inputs, M outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossformerpp.kernels.execution import is_plain_eager
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_DTYPES = {torch.float32}
+if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _DTYPES.add(torch.bfloat16)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear`: x (…, K), weight (M, K), bias (M,) -> (…, M)."""
+    if not _takes_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    return _OneDNNProduct.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
+    """`F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)`: (…, K) -> (…, K).
+
+    In training GELU's output, the widest tensor of a block, is computed again in the backward pass instead of kept.
+    """
+    if torch.is_grad_enabled():
+        hidden = linear(x, weight1, bias1)
+        if not is_plain_eager(hidden, weight2):
+            return F.linear(F.gelu(hidden), weight2, bias2)
+        return _GeluLinear.apply(hidden, weight2, bias2)
+    if not _takes_onednn(x, weight1):
+        return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
+    rows = x.reshape(-1, x.shape[-1])
+    hidden = torch.ops.mkldnn._linear_pointwise(rows, weight1, bias1, "gelu", [], "none")
+    return linear(hidden, weight2, bias2).view(*x.shape[:-1], len(weight2))
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _HAS_ONEDNN
+        and x.device.type == weight.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in _DTYPES
+        and x.numel() > 0
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+        and is_plain_eager(x, weight)
+    )
+
+
+class _OneDNNProduct(torch.autograd.Function):
+    """x (T, K), weight (M, K), bias (M,) or None -> x·weightᵀ + bias, (T, M). Differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            _OneDNNProduct.apply(grad, weight.t(), None) if for_x else None,
+            _OneDNNProduct.apply(grad.t(), x.t(), None) if for_weight else None,
+            grad.sum(0) if for_bias and ctx.has_bias else None,
+        )
+
+
+class _GeluLinear(torch.autograd.Function):
+    """hidden (…, K), weight (M, K), bias (M,) or None -> linear(gelu(hidden)), (…, M); keeps `hidden` alone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.has_bias = bias is not None
+        return linear(F.gelu(hidden), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        for_x = of_weight = None
+        if for_hidden:
+            for_gelu = linear(grad, weight.to(grad.dtype).t(), None)
+            for_x = torch.ops.aten.gelu_backward(for_gelu, hidden)
+        if for_weight:
+            active = F.gelu(hidden).reshape(-1, hidden.shape[-1])
+            of_weight = linear(rows.t(), active.t(), None)
+        return for_x, of_weight, rows.sum(0) if for_bias and ctx.has_bias else None
