@@ -1,7 +1,6 @@
 """The paper's tables: every figure is the paper's, our counts meet it, and the command prints and keeps them."""
 
 import csv
-import inspect
 import json
 import re
 from functools import cache
@@ -12,7 +11,7 @@ import timm
 import torch
 from typer.testing import CliRunner
 
-from crossformerpp import VARIANTS, CrossFormer
+from crossformerpp import VARIANTS
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.analysis.paper_count import count_as_the_paper
 from crossformerpp.analysis.table_files import as_csv, as_markdown, draw, table_cells
@@ -25,9 +24,8 @@ from crossformerpp.tasks.tables import table_rows
 
 HERE = Path(__file__).parent
 DEFAULT_KERNELS = [[4, 8, 16, 32], [2, 4], [2, 4], [2, 4]]
-PARAMS_TOLERANCE = {True: 0.06e6, False: 0.8e6}  # of ours; of others, which their own papers round
+PARAMS_TOLERANCE = {True: 0.06e6, False: 0.7e6}  # of ours; of others, which their own papers round
 PAPER_COUNT_TOLERANCE = 0.25e9  # of Tables II to VII; most are within 0.2
-has_lda = "lda" in inspect.signature(CrossFormer).parameters
 
 
 @cache
@@ -85,7 +83,6 @@ def test_options_of_the_ablations_are_what_their_rows_print():
             assert list(sizes) == [int(size) for size in re.findall(r"\\times (\d+)", " ".join(words))]
 
 
-@pytest.mark.skipif(not has_lda, reason="CrossFormer has no lda yet")
 @pytest.mark.parametrize("table", TABLES)
 def test_every_row_agrees_with_the_paper_or_says_why_not(table):
     """Parameters and multiply-accumulates of every row that is built; a row with a note is explained by it, and only
@@ -128,12 +125,20 @@ def test_where_nothing_is_padded_the_papers_count_is_ours(name):
 @pytest.mark.parametrize("kind", ["regional", "spanning"])
 def test_padding_counts(kind):
     """By hand: stage 1 of one SDA and one LDA block on a map of 9×10, G = 4, I = 3."""
-    options = {"depths": (2, 0, 0, 0), "embed_dim": 32, "group_sizes": [4] * 4, "intervals": [3] * 4, "lda": kind}
+    options = {
+        "depths": (2, 0, 0, 0),
+        "embed_dim": 32,
+        "group_sizes": [4] * 4,
+        "intervals": [3] * 4,
+        "lda": kind,
+    }
     cel = sum(k * k * 3 * d for k, d in ((4, 16), (8, 8), (16, 4), (32, 4))) * 90
     mlp = 2 * 8 * 90 * 32**2
     bias = (2 * 2 + 2 * 2**2 + 2 * 1) * 49
     short = 4 * 144 * 32**2 + 2 * 144 * 16 * 32 + bias  # padded to 12×12
-    padded, N, offsets = (144, 16, 49) if kind == "regional" else (108, 12, 35)  # to 12×12; to 9×12, groups of 3×4
+    padded, N, offsets = (
+        (144, 16, 49) if kind == "regional" else (108, 12, 35)
+    )  # to 12×12; to 9×12, groups of 3×4
     long = 4 * padded * 32**2 + 2 * padded * N * 32 + bias // 49 * offsets
     later = count_as_the_paper("crossformer_tiny", {**options, "depths": (0, 0, 0, 0)}, 36, 40) - cel
     assert count_as_the_paper("crossformer_tiny", options, 36, 40) == cel + mlp + short + long + later
@@ -215,3 +220,28 @@ def test_rows_are_counted_one_by_one():
     rows = classification_rows("II")
     first = next(rows)
     assert (first.name, first.params, first.paper_params) == ("PVT-S", None, 24.5e6)
+
+
+def test_the_page_on_reproduction_has_a_line_per_row():
+    """Recipe, groups and the paper's figures of every row that is ours, in the tables' order; ours: not run."""
+    text = (HERE.parent / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    for table in TABLES:
+        section = text.partition(f"\n## Table {table}:")[2].partition("\n## ")[0]
+        lines = [line for line in section.splitlines() if line.startswith("| ") and "`" in line]
+        rows = [row for row in paper_rows(table) if row.is_ours]
+        assert len(lines) == len(rows)
+        for line, row in zip(lines, rows, strict=True):
+            cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+            name, recipe, groups, figures, here = cells
+            assert name.startswith(row.name.replace("|", "/"))
+            assert recipe.startswith(f"`{row.recipe}`")
+            switches = set(row.options) - {"group_sizes", "intervals", "lda"}
+            assert all(f"{switch}: " in recipe for switch in switches)
+            sizes = row.options.get("group_sizes") or VARIANTS[row.model]["group_sizes"]
+            assert groups.startswith(", ".join(map(str, sizes)) if "→" not in row.name else "4, 5, 6→14")
+            assert groups.endswith(
+                (row.options["lda"],) if "lda" in row.options else ("spanning", "regional")
+            )
+            headline = next(label for label in ("accuracy", "box AP", "IoU") if label in row.figures)
+            assert f"{headline} {row.figures[headline]:.1f}" in figures
+            assert here == "not run"

@@ -312,7 +312,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
 
 
 def test_what_exists_is_kept_unless_it_is_a_run_to_be_replaced(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="exists; choose another --out, or say --overwrite or --resume"):
+    with pytest.raises(ValueError, match="exists; choose another --out, or pass --overwrite or --resume"):
         engine.train(tiny_recipe(), whole)
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -326,7 +326,7 @@ def test_a_new_run_starts_from_another_ones_weights(whole: Path, tmp_path: Path)
     values = tiny_values()
     values["model"]["checkpoint"] = str(whole)
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(values))
-    from crossformerpp.tasks.plug import find_task
+    from crossformerpp.tasks import find_task
     from crossformerpp.tasks.saved import open_saved
 
     recipe = load_recipe(str(tmp_path / "page.yaml"))

@@ -71,7 +71,7 @@ def test_padded_groups_of_exported_graphs_give_the_same(rule: GroupRule, height:
     attn, x = _attention(rule), torch.randn(2, height, width, 16)
     grouping = rule.padded_on(height, width)
     with torch.no_grad():
-        table = attn.offset_biases(height, width)
+        table = attn.offset_biases(grouping.region)
         (groups,) = grouping.split(attn.qkv(grouping.gather(x)))
         out = kernels.attention(groups.tokens, table, 2, groups.sides, groups.mask)
         padded = grouping.scatter(attn.proj(grouping.join([out])))

@@ -21,7 +21,9 @@ ROWS = {row.recipe: row for table in ("III", "IV") for row in paper_rows(table) 
 @pytest.mark.parametrize("name", COCO)
 def test_pages_of_coco_hold_the_published_settings(name):
     recipe = load_recipe(name)
-    detector, family, size, schedule, *_ = name.removeprefix("coco/").replace("mask_rcnn", "maskrcnn").split("_")
+    detector, family, size, schedule, *_ = (
+        name.removeprefix("coco/").replace("mask_rcnn", "maskrcnn").split("_")
+    )
     assert isinstance(recipe, DetectionRecipe)
     assert recipe.detector.name.replace("_", "") == detector
     assert recipe.model.name == f"{family}_{size}"

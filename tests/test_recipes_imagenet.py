@@ -50,7 +50,9 @@ def test_every_steps_rate_of_every_group_is_that_of_timms_train_py(batch_size: i
     plan = Plan.of(
         recipe.trainer, num_samples=7 * batch_size + 3
     )  # epochs of 7 steps, so that all can be walked
-    scale = batch_size / 1024  # the released code scales the rates of the warm-up's start and of the end as well
+    scale = (
+        batch_size / 1024
+    )  # the released code scales the rates of the warm-up's start and of the end as well
     FLAGS.lr, FLAGS.warmup_lr, FLAGS.min_lr = 1e-3 * scale, 1e-6 * scale, 1e-5 * scale
     ours, theirs = build_optimizer(model, recipe), create_optimizer_v2(model, **optimizer_kwargs(FLAGS))
     own = build_schedule(ours, recipe, plan)

@@ -10,8 +10,8 @@ from torch import nn
 from crossformerpp.analysis.tables import paper_rows
 from crossformerpp.checkpoints import to_released
 from crossformerpp.recipes.load import load_recipe, recipe_names
-from crossformerpp.recipes.segmentation import HeadSection, SegmentationRecipe
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.recipes.segmentation import HeadSection, SegmentationRecipe
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from crossformerpp.tasks.segmentation.model import Segmenter
 from test_recipes_detection import page_text
@@ -33,6 +33,11 @@ def test_every_row_of_table_5_has_a_page_with_its_groups_and_its_headline() -> N
         assert re.search(rf"paper {row.figures['IoU']}\b", text)
         if "MS IoU" in row.figures:
             assert f"multi-scale {row.figures['MS IoU']} " in text
+        is_upernet = recipe.head.name == "upernet"
+        assert recipe.trainer.batch_size == 16
+        assert recipe.schedule.warmup_steps == (1500 if is_upernet else None)
+        assert (recipe.optim.lr, recipe.optim.weight_decay) == ((6e-5, 0.01) if is_upernet else (1e-4, 1e-4))
+        assert (recipe.augment.crop, recipe.augment.scale) == (512, (0.5, 2.0))
         assert recipe.inference.multiple_of == 32
         assert not recipe.inference.flip
 

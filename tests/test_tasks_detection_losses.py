@@ -54,7 +54,9 @@ def test_l1_changes_nothing_but_training():
 def test_so_many_proposals_remain_in_training():
     model = build(train_proposals=100, kept_proposals=7).train()
     kept = []
-    model.roi_heads.register_forward_pre_hook(lambda _, inputs: kept.extend(len(boxes) for boxes in inputs[1]))
+    model.roi_heads.register_forward_pre_hook(
+        lambda _, inputs: kept.extend(len(boxes) for boxes in inputs[1])
+    )
     model(*batch())
     assert kept == [7, 7]
     assert build(train_proposals=100).rpn.post_nms_top_n() == 100
@@ -71,7 +73,9 @@ def test_roi_align_takes_as_many_points_as_a_bin_has_pixels():
     at = (torch.arange(8) + 0.5) * side / 8  # ceil(bin) points a side
     expected = torch.stack(
         [
-            torch.stack([_bilinear(maps[0, 0], 5 + i * side + at, 3 + j * side + at).mean() for j in range(7)])
+            torch.stack(
+                [_bilinear(maps[0, 0], 5 + i * side + at, 3 + j * side + at).mean() for j in range(7)]
+            )
             for i in range(7)
         ]
     )

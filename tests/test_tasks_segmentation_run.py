@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from crossformerpp import cli, engine, predict
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.segmentation import open_folder
-from crossformerpp.recipes.load import dump_recipe, load_recipe, parse_recipe, recipe_names
-from crossformerpp.tasks.plug import find_task
+from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.segmentation.module import SegmentationModule
 
 SIZE, NUM_SCENES = 96, 5
@@ -228,22 +228,6 @@ def test_data_check_answers_on_stdout_and_takes_unseen_classes_for_a_note(scenes
     assert "unicorn" in result.stdout.partition("classes are never seen: ")[2]
 
 
-def test_every_page_of_table_v_is_there():
-    pages = {name for name in recipe_names() if name.startswith("ade20k/")}
-    variants = [f"crossformer_{size}" for size in ("small", "base", "large")]
-    variants += [f"crossformerpp_{size}" for size in ("small", "base", "large", "huge")]
-    assert pages == {f"ade20k/{head}_{name}" for head in ("semantic_fpn", "upernet") for name in variants}
-    for page in pages:
-        read = load_recipe(page)
-        is_upernet = "upernet" in page
-        assert read.model.name == page.split("_", 1)[1].removeprefix("fpn_")
-        assert read.trainer.batch_size == 16
-        assert read.trainer.steps == (160_000 if is_upernet else 80_000)
-        assert read.schedule.warmup_steps == (1500 if is_upernet else None)
-        assert (read.optim.lr, read.optim.weight_decay) == ((6e-5, 0.01) if is_upernet else (1e-4, 1e-4))
-        assert (read.augment.crop, read.augment.scale) == (512, (0.5, 2.0))
-
-
 def test_a_mask_that_does_not_fit_stops_training_with_one_clean_line(scenes, tmp_path, capsys):
     shutil.copytree(scenes, tmp_path / "bad")
     for mask in (tmp_path / "bad" / "masks" / "train").iterdir():
@@ -257,17 +241,17 @@ def test_a_mask_that_does_not_fit_stops_training_with_one_clean_line(scenes, tmp
     assert said.startswith(f"crossformer: {tmp_path}/bad/masks/train/0000")
     assert "value 77 is no label; with 11 classes labels are 0 to 10" in said
     assert said.endswith(
-        f"; `crossformer data check {tmp_path}/bad` finds all such; mend or remove it, then begin again with "
+        f"; `crossformer data check {tmp_path}/bad` finds all such; fix or remove it, then begin again with "
         "--overwrite"
     )
 
 
-def test_a_run_goes_on_once_a_bad_mask_is_mended(scenes, tmp_path):
+def test_a_run_goes_on_once_a_bad_mask_is_fixed(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "bad")
     bad = tmp_path / "bad" / "masks" / "val" / "00003.png"
     bad.write_bytes(b"no mask")
     run = tmp_path / "run"
-    with pytest.raises(ValueError, match=rf"mend it, then `crossformer train --resume {run}`"):
+    with pytest.raises(ValueError, match=rf"fix it, then `crossformer train --resume {run}`"):
         engine.train(recipe(tmp_path / "bad", "semantic_fpn", steps=4, eval_every=2), run)
     shutil.copy(scenes / "masks" / "val" / bad.name, bad)
     assert engine.resume(run)["images"] == NUM_SCENES

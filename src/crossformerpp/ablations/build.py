@@ -21,7 +21,7 @@ from crossformerpp.layers.cooling import AmplitudeCoolingLayer, is_cooled
 from crossformerpp.layers.group_size import Interval
 from crossformerpp.layers.grouping import Distance, Lda
 
-Attention = Literal["lsda", "swin", "cat", "pvt", "davit", "cswin", "scalablevit"]
+Attention = Literal["lsda", "swin", "cat", "cat-unbiased", "pvt", "davit", "cswin", "scalablevit"]
 
 
 class BlockGroups(NamedTuple):
@@ -51,6 +51,7 @@ def build_attention(
     | "lsda"        | SDA                | LDA                 | G              | I         |
     | "swin"        | windows            | shifted windows     | window M       | not used  |
     | "cat"         | within patches     | across patches      | patch M        | not used  |
+    | "cat-unbiased"| within patches     | across patches, without a position bias, as CAT has it | patch M | not used |
     | "davit"       | windows            | channels            | window M       | not used  |
     | "cswin"       | stripes            | stripes             | stripe width   | not used  |
     | "pvt"         | reduced keys       | reduced keys        | not used       | R         |
@@ -74,10 +75,12 @@ def build_attention(
         case "swin", _:
             kind = WindowAttention if distance == "short" else ShiftedWindowAttention
             return kind(dim, num_heads, bias(), G, **options)
-        case (("cat" | "davit"), "short"):
+        case (("cat" | "cat-unbiased" | "davit"), "short"):
             return WindowAttention(dim, num_heads, bias(), G, **options)
         case "cat", _:
             return CrossPatchAttention(bias(num_heads=1), G, **options)
+        case "cat-unbiased", _:
+            return CrossPatchAttention(None, G, **options)
         case "davit", _:
             return ChannelAttention(dim, num_heads, **options)
         case "cswin", _:

@@ -16,7 +16,7 @@ from typing import Any
 
 from crossformerpp.layers.cooling import is_cooled
 from crossformerpp.layers.embedding import allocate_dims
-from crossformerpp.layers.group_size import expand_per_block
+from crossformerpp.layers.group_size import expand_per_block, policy_sizes
 from crossformerpp.models import VARIANTS
 
 _KERNELS = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4))
@@ -38,9 +38,10 @@ def count_as_the_paper(model: str, options: Mapping[str, Any], height: int, widt
     """
     arguments = {**VARIANTS[model], **options}
     depths = arguments["depths"]
-    sizes = expand_per_block(arguments["group_sizes"], depths, "group size")
+    sizes = expand_per_block(policy_sizes(arguments["group_sizes"], depths), depths, "group size")
     gaps = expand_per_block(arguments["intervals"], depths, "interval", words=("adaptive",))
-    lda = arguments.get("lda", "regional" if model.startswith("crossformerpp") else "spanning")
+    lda = arguments["lda"]
+    words = [lda] * len(depths) if isinstance(lda, str) else lda
     total, dim_in = 0, 3
     for stage, depth in enumerate(depths):
         dim, stride = arguments["embed_dim"] * 2**stage, 4 * 2**stage
@@ -50,7 +51,7 @@ def count_as_the_paper(model: str, options: Mapping[str, Any], height: int, widt
         total += sum(k * k * dim_in * out * H * W for k, out in zip(kernels, outputs, strict=True))
         for block in range(depth):
             G, interval = sizes[stage][block], gaps[stage][block]
-            grouped = _group(H, W, G, interval, lda if block % 2 else "short")
+            grouped = _group(H, W, G, interval, words[stage] if block % 2 else "short")
             total += _block(dim, H, W, *grouped)
             if is_cooled(block, depth, arguments["cooling"]):
                 total += 9 * dim * H * W

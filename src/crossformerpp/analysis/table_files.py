@@ -15,7 +15,6 @@ from matplotlib.patheffects import withStroke
 from crossformerpp.analysis.tables import TableRow
 from crossformerpp.data.writing import replacing
 
-
 Count = Literal["ours", "paper"]
 _ACCURACIES = ("accuracy", "box AP", "IoU")  # what a diagram shows, whichever a table has
 

@@ -15,7 +15,7 @@ from torch import nn
 from crossformerpp.analysis.benchmark import Setting, timed_call
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.analysis.paper_count import count_as_the_paper, is_paper_countable
-from crossformerpp.analysis.throughput import time_in_turn
+from crossformerpp.analysis.throughput import Protocol, time_calls
 from crossformerpp.models import VARIANTS
 
 TABLES = ("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI")
@@ -87,7 +87,8 @@ def paper_rows(table: str) -> list[TableRow]:
     page = read_tables()[table]
     rows = []
     for part in page.get("parts", [page]):
-        common = {key: part.get(key) for key in ("head", "schedule")} | {"size": page.get("size", 224)}
+        common = {key: part.get(key) for key in ("head", "schedule", "recipe")}
+        common["size"] = page.get("size", 224)
         for values in part["rows"]:
             printed = dict(zip(part["columns"], values["printed"], strict=True))
             rows.append(_row(table, printed, **common | {k: v for k, v in values.items() if k != "printed"}))
@@ -135,14 +136,19 @@ def _row(table: str, printed: dict[str, float | None], size: int | Sequence[int]
 
 
 def measure(
-    rows: Sequence[TableRow], batch_sizes: Sequence[int], device: str = "cpu", seconds: float = 60.0
+    rows: Sequence[TableRow],
+    batch_sizes: Sequence[int],
+    device: str = "cpu",
+    seconds: float = 60.0,
+    protocol: Protocol = "turns",
 ) -> list[TableRow]:
-    """The rows with their models' images/s here, in float32, all models of a batch size timed in turn.
+    """The rows with their models' images/s here, in float32.
 
     A batch that does not fit a GPU's memory is left out.
 
     Args:
-        seconds: About how long to time each batch size; every model gets at least five runs.
+        seconds: About how long to time each batch size in turns; every model gets at least five runs.
+        protocol: See `throughput.time_calls`.
     """
     models = {i: row.build() for i, row in enumerate(rows) if row.model is not None}
     found: list[dict[int, float]] = [{} for _ in rows]
@@ -152,7 +158,7 @@ def measure(
             call = timed_call(model, Setting(batch_size, *rows[i].size, device=device))
             if _fits(call):
                 calls[str(i)] = call
-        for key, timing in time_in_turn(calls, seconds, device=device).items():
+        for key, timing in time_calls(calls, protocol, seconds, device).items():
             found[int(key)][batch_size] = batch_size / timing.median
     return [replace(row, throughput=rates) for row, rates in zip(rows, found, strict=True)]
 

@@ -74,7 +74,7 @@ def convert(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a released checkpoint to safetensors, without executing anything in it."""
+    """Convert a released checkpoint to safetensors without executing any of its contents."""
     from crossformerpp import checkpoints
 
     if task != "classification":

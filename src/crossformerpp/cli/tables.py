@@ -25,12 +25,19 @@ def tables(
             help="ours: multiply-accumulates of real tokens; paper: of padded groups too, as the paper counts."
         ),
     ] = "ours",
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Time the classification models here, all of a table in turn.")
-    ] = False,
-    batch: Annotated[list[int], typer.Option(min=1, help="Images in a batch; may be repeated.")] = [64, 1],  # noqa: B006
+    measure: Annotated[bool, typer.Option("--measure", help="Time the classification models here.")] = False,
+    batch: Annotated[list[int], typer.Option(min=1, help="Images per batch; may be repeated.")] = [64, 1],  # noqa: B006
     device: Annotated[str, typer.Option(help="Where to time: cpu, cuda, cuda:1, …")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="About how long to time a table at each batch size.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option(help="About how long to time a table at each batch size in turns.")
+    ] = 60.0,
+    protocol: Annotated[
+        Literal["turns", "paper"],
+        typer.Option(
+            help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
+            "back to back."
+        ),
+    ] = "turns",
     out: Annotated[Path | None, typer.Option(help="Folder for tables.md, tables.csv and diagrams.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -49,7 +56,7 @@ def tables(
     found = {number: list(rows) for number, rows in track(sources.items(), len(sources), "counting")}
     if measure:
         for number in track([n for n in chosen if n in MEASURED_TABLES], len(chosen), "timing"):
-            found[number] = timed(found[number], batch, device, seconds)
+            found[number] = timed(found[number], batch, device, seconds, protocol)
     if out is not None:
         _write({number: (table_title(number), rows) for number, rows in found.items()}, out, count)
     if as_json:

@@ -26,9 +26,9 @@ from crossformerpp.models.crossformer import CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.segmentation import SegmentationRecipe
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
 from crossformerpp.tasks.detection.model import RetinaNetDetector
-from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import SavedRun
 

@@ -12,6 +12,7 @@ from crossformerpp import kernels
 from crossformerpp.layers.group_size import Interval
 from crossformerpp.layers.grouping import Distance, GroupRule, Lda
 from crossformerpp.layers.linear import Linear
+from crossformerpp.layers.padding import Sides
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,10 +92,11 @@ class GroupAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         H, W = x.shape[1:3]
         dropout = self.attn_drop if self.training else 0.0
-        table = self.offset_biases(H, W)
         if kernels.is_compiled() and dropout == 0.0:
+            table = self.offset_biases(self.rule.sides(H, W))
             return self.proj_drop(self.proj(_attend_on_map(self.qkv(x), table, self.num_heads, *self.rule)))
         grouping = self.rule.padded_on(H, W) if kernels.needs_padding(H, W) else self.rule.on(H, W)
+        table = self.offset_biases(grouping.region)
         groups = grouping.split(self.qkv(grouping.gather(x)))  # B H W C -> per part B·S N 3C
         out = [kernels.attention(g.tokens, table, self.num_heads, g.sides, g.mask, dropout) for g in groups]
         return self.proj_drop(grouping.scatter(self.proj(grouping.join(out))))  # -> B H W C
@@ -108,6 +110,6 @@ class GroupAttention(nn.Module):
             and self.qkv.bias is not None
         )
 
-    def offset_biases(self, height: int, width: int) -> Tensor | None:
-        """The position bias of every offset in the groups of a map: (h, ≥ 2gh−1, ≥ 2gw−1)."""
-        return None if self.position_bias is None else self.position_bias(*self.rule.sides(height, width))
+    def offset_biases(self, sides: Sides) -> Tensor | None:
+        """The position bias of every offset in groups of up to `sides`: (h, ≥ 2gh−1, ≥ 2gw−1)."""
+        return None if self.position_bias is None else self.position_bias(*sides)

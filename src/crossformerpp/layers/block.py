@@ -81,7 +81,8 @@ class CrossFormerBlock(nn.Module):
         """The two lines of `forward` in inference on a CPU."""
         layers: Any = (self.norm1, self.attn.qkv, self.attn.proj, self.norm2, self.mlp.fc1, self.mlp.fc2)
         weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-        table, eps = self.attn.offset_biases(*x.shape[1:3]), [self.norm1.eps, self.norm2.eps]
+        table = self.attn.offset_biases(self.attn.rule.sides(*x.shape[1:3]))
+        eps = [self.norm1.eps, self.norm2.eps]
         run = _operator if torch.compiler.is_compiling() else _run_kernel
         return run(x, table, weights, eps, self.attn.num_heads, *self.attn.rule)
 

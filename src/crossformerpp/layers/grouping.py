@@ -70,10 +70,10 @@ class GroupRule(NamedTuple):
         """The groups of a map whose sides may be symbols."""
         if min(height, width) <= self.group_size:
             return PaddedGrouping(height, width, (height, width), 1, (1, 1))
-        sides, interval = self._regions(height, width)
+        (gh, gw), interval = self._regions(height, width)
         spans = self.distance == "long" and self.lda == "spanning"
-        regions = (1, 1) if spans else (_ceil(height, sides[0] * interval), _ceil(width, sides[1] * interval))
-        return PaddedGrouping(height, width, sides, interval, regions)
+        regions = (1, 1) if spans else (_ceil(height, gh * interval), _ceil(width, gw * interval))
+        return PaddedGrouping(height, width, (gh, gw), interval, regions)
 
     def _regions(self, height: int, width: int) -> tuple[Sides, int]:
         """(gh, gw) and I of a map that is more than one group."""

@@ -23,7 +23,7 @@ from crossformerpp.ablations.cooling import CoolingKind
 from crossformerpp.ablations.position import AbsolutePositionEmbedding, Position
 from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
-from crossformerpp.layers.group_size import Interval, PerBlock, expand_per_block
+from crossformerpp.layers.group_size import Interval, PerBlock, expand_per_block, policy_sizes
 from crossformerpp.layers.grouping import Lda
 from crossformerpp.layers.position import DynamicPositionBias
 
@@ -71,7 +71,8 @@ class CrossFormer(nn.Module):
         embed_dim: D1, doubled from stage to stage.
         depths: Blocks per stage.
         num_heads: Heads per stage.
-        group_sizes: G per stage, or per block of a stage (a sequence in its place). It changes no weight.
+        group_sizes: G per stage, or per block of a stage (a sequence in its place); or the name of a policy, such as
+            "linear" (`policy_group_sizes`). It changes no weight.
         intervals: I per stage or block, used by LDA; "adaptive" for ceil(max(H, W) / G) of each map. It changes no
             weight.
         lda: How LDA groups tokens that are I apart, one word for all stages or one per stage. "spanning" (Sec. 3.2.1):
@@ -87,8 +88,8 @@ class CrossFormer(nn.Module):
         position: DPB, or what Tables X and XI compare it with; see ablations/position.py.
         position_sizes: Side of the groups that the tables of "rpb", "rpb-offline" and "rpb-online" are learnt for, per
             stage or block; default the group sizes.
-        img_size: Images whose first map the vectors of "ape" are learnt for, a side or (height, width). Any other size
-            is taken too.
+        img_size: Images whose first map the vectors of "ape" are learnt for, and whose maps a policy of group sizes is
+            for; a side or (height, width). Any other size is taken too.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
 
     Raises:
@@ -105,7 +106,7 @@ class CrossFormer(nn.Module):
         embed_dim: int = 64,
         depths: Sequence[int] = (2, 2, 18, 2),
         num_heads: Sequence[int] = (2, 4, 8, 16),
-        group_sizes: Sequence[PerBlock] = (4, 4, 14, 7),
+        group_sizes: str | Sequence[PerBlock] = (4, 4, 14, 7),
         intervals: Sequence[Interval | Sequence[Interval]] = (4, 2, 1, 1),
         lda: Lda | Sequence[Lda] = "regional",
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
@@ -126,6 +127,7 @@ class CrossFormer(nn.Module):
         super().__init__()
         _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
+        group_sizes = policy_sizes(group_sizes, depths, img_size)
         dims = [embed_dim * 2**i for i in range(len(depths))]
         groups = _groups_per_block(depths, group_sizes, intervals, lda, position_sizes or group_sizes)
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))

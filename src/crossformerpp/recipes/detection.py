@@ -1,4 +1,4 @@
-"""What a detection recipe says beyond the common parts."""
+"""The parts of a detection recipe beyond the common ones."""
 
 from pathlib import Path
 from typing import Literal, Self

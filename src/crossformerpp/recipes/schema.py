@@ -1,6 +1,6 @@
-"""The parts that every recipe has, whatever is learnt: model, optimiser, schedule, EMA, trainer.
+"""The sections that every recipe has, whatever its task: model, optimiser, schedule, EMA, trainer.
 
-A recipe is one YAML page. Its `task` says which of the typed models in this room reads it; unknown and
+A recipe is one YAML page. Its `task` selects the typed model that reads it; unknown and
 ill-typed keys are refused, all at once (see `crossformerpp.recipes.load`). Nothing here imports torch.
 """
 
@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 class FolderSection(Section):
-    """Data built in, or in the folder `root`: naming one replaces what is built in."""
+    """Built-in data, or the data in the folder `root` if one is given."""
 
     root: Path | None = None
 
@@ -110,7 +110,7 @@ class EmaSection(Section):
 
 
 class TrainerSection(Section):
-    """How long, on what and in which portions; either `epochs` or `steps`.
+    """Length (either `epochs` or `steps`), batches, devices and logging.
 
     `batch_size` is the number of samples behind one optimiser step, over all devices and accumulated
     batches: a recipe means the same training on one device as on eight.
@@ -123,15 +123,16 @@ class TrainerSection(Section):
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
     eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
+    inside_every: PositiveInt | None = None  # steps between the rows of inside.csv; None: no such file
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
-    result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
+    result: Literal["best", "last"] = "best"  # the checkpoint that is the run's result
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"  # per machine; under torchrun and SLURM leave it out
     nodes: PositiveInt = 1  # machines
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp where there are several devices
     sync_batchnorm: bool = True  # batch norms use the statistics of all GPUs
-    overfit_batch: bool = False  # train on the first batch only: its loss must vanish if all is well
+    overfit_batch: bool = False  # train on the first batch only: its loss must approach 0
     workers: int = Field(default=2, ge=0)  # processes that read data, per device
     threads: PositiveInt | None = None  # of the CPU, for arithmetic; default: all cores
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -155,3 +156,12 @@ class BaseRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection | None = None
     trainer: TrainerSection
+
+    @model_validator(mode="after")
+    def _can_look_inside(self) -> Self:
+        if self.trainer.inside_every is not None and (self.model.compile or self.trainer.strategy == "fsdp"):
+            raise ValueError(
+                "trainer.inside_every looks into the model's layers, which model.compile merges and strategy=fsdp "
+                "spreads: switch them off or leave it out"
+            )
+        return self

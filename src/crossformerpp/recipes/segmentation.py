@@ -1,4 +1,4 @@
-"""What a segmentation recipe says beyond the common parts."""
+"""The parts of a segmentation recipe beyond the common ones."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,13 +9,16 @@ from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
 
 
 class SegmentationData(Section):
-    """Where images and label masks come from. A folder `root` takes the place of digit_scenes."""
+    """Where images and label masks come from. A folder `root` replaces digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
     root: Path | None = None
     class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
     palette: Path | None = None  # folder: a table name,r,g,b, one row per label, for masks of colours
     ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
+    mask_values: list[int] | None = (
+        None  # folder: value of each label in the masks, as [0, 255]; default: 0, 1, …
+    )
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     scenes: ScenesSection = ScenesSection()
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
@@ -65,7 +68,7 @@ class HeadSection(Section):
 
 
 class InferenceSection(Section):
-    """How an image of any size is looked at, when evaluating and predicting."""
+    """How the network sees an image of any size in evaluation and prediction."""
 
     short_side: PositiveInt | None = 512  # None: the image's own size
     multiple_of: PositiveInt = 1  # both sides are resized up to multiples of this
@@ -76,7 +79,9 @@ class InferenceSection(Section):
     stride: PositiveInt = 340  # and from one to the next
     scales: list[PositiveFloat] = Field(default=[1.0], min_length=1)
     flip: bool = False  # also look at the mirror image
-    probabilities: list[str] = Field(default_factory=list)  # classes of which predicting keeps them; [all]
+    probabilities: list[str] = Field(
+        default_factory=list
+    )  # classes whose probabilities prediction writes; [all]
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

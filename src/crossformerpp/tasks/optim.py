@@ -1,4 +1,4 @@
-"""timm's optimisers and schedules, as a recipe asks for them."""
+"""timm's optimisers and schedules, built from a recipe."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,11 +61,12 @@ def batch_factor(recipe: BaseRecipe) -> float:
 def _without_norms(model: nn.Module) -> list[dict[str, Any]]:
     """Two groups: the backbone's norms, which are not decayed, and everything else.
 
-    In the released UPerNet they are the parameters with `norm` in their name. It has none in the head (`bn`), in cooling
-    layers (`ex_ln`) and in position biases.
+    In the released UPerNet they are the parameters with `norm` in their name. There are none in the head (`bn`), in
+    cooling layers (`ex_ln`) and in position biases.
     """
     has_backbone = any(name == "backbone" for name, _ in model.named_children())
-    spared, decayed = [], []
+    spared: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_inside = name.startswith("backbone.") or not has_backbone
         is_norm = is_inside and "norm" in name and ".cooling." not in name

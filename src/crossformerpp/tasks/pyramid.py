@@ -14,6 +14,7 @@ from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.loading import LoadReport, load_weights
 
+
 class Pyramid(nn.Module):
     """Images (B, 3, H, W) -> one map (B, Ci, H/s, W/s) per stride s.
 
@@ -41,6 +42,11 @@ class Pyramid(nn.Module):
         self.taken = [found.index(stride) for stride in strides]
         self.channels: list[int] = [getter.feature_info.channels()[i] for i in self.taken]
         self.getter = getter
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """timm's description of the model's maps, as its models have it."""
+        return self.getter.model.feature_info
 
     @property
     def model(self) -> nn.Module:

@@ -35,7 +35,7 @@ _SIZES = ("small", "medium", "large")
 class AveragePrecision:
     """COCO's summary over all classes (`AP`, `AP50`, `AP75`, `AP_small`, …), and per class (AP, AP50).
 
-    What has no true object (no large ones, say) has no precision and is left out or NaN.
+    A group without true objects (no large ones, for example) has no precision and is left out or NaN.
     """
 
     summary: dict[str, float]
@@ -216,6 +216,6 @@ class DetectionEvaluation:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """COCO's −1 says that a class has no object of that size."""
+    """COCO's −1 means that a class has no object of that size."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else float("nan")

@@ -71,4 +71,3 @@ def _l1_of_positives(deltas: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
     positive = (labels > 0).nonzero()[:, 0]
     own = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
     return F.l1_loss(own, wanted[positive], reduction="sum") / len(labels)
-

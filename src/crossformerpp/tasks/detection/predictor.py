@@ -25,7 +25,7 @@ class DetectionPredictor:
     ) -> None:
         """
         Args:
-            min_score: Objects of lower scores are not told.
+            min_score: Objects with lower scores are left out.
 
         Raises:
             ValueError: The weights do not fit the recipe.

@@ -73,7 +73,7 @@ class UPerNetHead(nn.Module):
             from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
         except ImportError:
             raise ValueError(
-                "UPerNet needs segmentation-models-pytorch: pip install 'crossformerpp[segmentation]'"
+                "UPerNet needs segmentation-models-pytorch: install the extra `segmentation`"
             ) from None
         # its first two channel counts belong to maps of stride 1 and 2, which it leaves unused
         self.decoder = UPerNetDecoder((0, 0, *in_channels), decoder_channels=channels)
@@ -84,8 +84,8 @@ class UPerNetHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         if self.training and maps[0].shape[0] == 1 and not _is_synchronised(self):
             raise ValueError(
-                "UPerNet pools a map to a single value, whose batch norm needs two images or more per device "
-                "and accumulated batch; say --set trainer.batch_size=2 or more"
+                "UPerNet pools a map to a single value, so batch norm needs at least two images per device "
+                "and accumulated batch; pass --set trainer.batch_size=2 or more"
             )
         return self.decoder([maps[0], maps[0], *maps])
 

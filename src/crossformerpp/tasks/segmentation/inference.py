@@ -1,6 +1,6 @@
 """Class probabilities of every pixel of an image of any size, in bounded memory.
 
-An image is looked at in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
+The network sees an image in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
 one window itself. The network sees the windows row by row, where they overlap its logits are averaged, and
 what is finished is enlarged to the image's own resolution, turned to probabilities, averaged over the views,
 handed out as a band of pixel rows, and forgotten. So the logits of 150 classes for twelve million pixels
@@ -47,6 +47,9 @@ class Look:
         Args:
             image: 3 × H × W bytes, where the network is.
             advance: Called after each window.
+
+        Raises:
+            ValueError: The network's output is NaN.
         """
         height, width = image.shape[-2:]
         views = [
@@ -57,7 +60,10 @@ class Look:
         rows = max(1, _BAND_ELEMENTS // (self.num_classes * width))
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            yield top, _mean([view.probabilities(top, bottom, height, width) for view in views])
+            band = _mean([view.probabilities(top, bottom, height, width) for view in views])
+            if not band[0].isfinite().all():  # softmax makes all classes NaN, or none
+                raise ValueError("the network's output is not a number (NaN)")
+            yield top, band
 
     def labels(self, image: Tensor) -> Tensor:
         """The most likely class of each pixel, H × W of int16."""
@@ -90,13 +96,13 @@ class Look:
 
 
 class _View:
-    """One view's logits, computed as they are asked for, from top to bottom."""
+    """One view's logits, computed on demand, from top to bottom."""
 
     def __init__(
         self, look: Look, image: Tensor, scale: float, mirrored: bool, advance: Callable[[], None]
     ) -> None:
         self.look, self.mirrored, self.advance = look, mirrored, advance
-        self.size = look._size_seen(*image.shape[-2:], scale)
+        self.size = look._size_seen(image.shape[-2], image.shape[-1], scale)
         self.height, self.width = (_num_cells(length) for length in self.size)  # in cells
         self.in_two_steps = look.section.rules == "mmsegmentation"
         steps = [self.size]
@@ -144,7 +150,7 @@ class _View:
         return _interpolate(logits, y - start, dim=1)
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        """Mean logits of rows of cells, K × rows × width; rows before `start` are never asked for again."""
+        """Mean logits of rows of cells, K × rows × width; rows before `start` are not requested again."""
         while self._finished() < stop:
             self._compute_windows(start)
         part = slice(start - self.first, stop - self.first)
