@@ -287,12 +287,16 @@ def test_a_detector_of_other_classes_begins_with_a_converted_one(converted):
     detector = DetectorSection(name="mask_rcnn", rules="mmdetection")
     model = build_detector(section, detector, DetectionData(), 3)
     report = start_from(model, converted("mask_rcnn"))
+    assert not report.notes
     assert set(report.keys("fresh")) == {
         f"roi_heads.{name}.{leaf}"
         for name in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
         for leaf in ("weight", "bias")
     }
     assert not report.keys("skipped")
+    model = build_detector(section, DetectorSection(name="mask_rcnn"), DetectionData(), 3)
+    (note,) = start_from(model, converted("mask_rcnn")).notes
+    assert "detector.rules torchvision here, trained with mmdetection" in note
 
 
 @pytest.mark.slow
@@ -318,6 +322,20 @@ def test_what_is_no_released_detector_is_refused_by_name(tmp_path, change, said)
     with pytest.raises(ValueError, match=said):
         convert_dense(source, tmp_path / "x.safetensors", "detection")
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("head", "key", "said"),
+    [
+        ("mask_rcnn", "roi_head.bbox_head.fc_cls.bias", "box_predictor.cls_score.bias is missing"),
+        ("semantic_fpn", "decode_head.conv_seg.weight", "decode_head.conv_seg.weight is missing"),
+    ],
+)
+def test_a_damaged_head_is_refused_by_name(tmp_path, head, key, said):
+    source = changed(head, tmp_path / "x.pth", lambda weights: weights.pop(key))
+    with pytest.raises(ValueError, match=said):
+        convert_dense(source, tmp_path / "x.safetensors", TASK[head])
 
 
 def test_other_tasks_parts_and_code_are_refused(tmp_path):
@@ -346,7 +364,10 @@ def test_class_names_must_be_as_many_as_the_head_knows(released, tmp_path):
 
 
 def test_options_that_do_not_belong_together():
-    refused = CliRunner().invoke(cli.app, ["convert", "a.pth", "b.safetensors"])
-    assert "pass --model NAME" in str(refused.exception)
-    arguments = ["convert", "a.pth", "b.safetensors", "--task", "detection", "--model", "crossformer_small"]
-    assert "leave it out" in str(CliRunner().invoke(cli.app, arguments).exception)
+    for options, said in (
+        ([], "pass --model NAME"),
+        (["--task", "detection", "--model", "crossformer_small"], "leave out --model"),
+        (["--model", "crossformer_small", "--options", "lda: regional"], "belongs to --task"),
+    ):
+        refused = CliRunner().invoke(cli.app, ["convert", "a.pth", "b.safetensors", *options])
+        assert said in str(refused.exception)
