@@ -277,7 +277,7 @@ def test_groups_and_classes_come_from_the_file_if_it_tells(tmp_path):
     wider = {"group_sizes": [14, 14, 7, 7]}
     report = convert_dense(source, tmp_path / "y.safetensors", "segmentation", options=wider)
     assert report.groups["group_sizes"] == [14, 14, 7, 7]
-    assert report.groups_from == "the command line"
+    assert report.groups_from == "the file's own configuration and the command line"
 
 
 @pytest.mark.slow

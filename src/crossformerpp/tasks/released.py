@@ -3,7 +3,7 @@
 The authors trained these with MMDetection 2.x and MMSegmentation 0.x. `convert_dense` reads such a file without
 executing anything in it and writes one .safetensors file, which `crossformer eval` and `predict` take like a run: the
 weights under this package's names, the class names, and a recipe with the preprocessing, the groups and the
-conventions (`detector.rules`, `inference.rules`) that the weights were trained with.
+conventions (`detector.rules`, `inference.rules`) of the training.
 """
 
 import json
@@ -35,7 +35,7 @@ from crossformerpp.tasks.released_names import (
     without_tables,
 )
 
-# Groups of the released files where they do not tell: those with which the paper's FLOPs agree.
+# Groups for files that do not record them: those that match the FLOPs printed in the paper.
 _G7 = {"group_sizes": [7, 7, 7, 7], "intervals": [8, 4, 2, 1]}
 _G14 = {"group_sizes": [14, 14, 7, 7], "intervals": [16, 8, 2, 1]}
 
@@ -48,8 +48,8 @@ class DenseReport:
         model: timm name of the backbone's variant.
         head: `retinanet`, `mask_rcnn`, `semantic_fpn` or `upernet`.
         groups: `group_sizes`, `intervals` and `lda` as the file records them.
-        groups_from: Who said so.
-        dropped: Keys of the source that were left out: tables that are computed again.
+        groups_from: Where they come from.
+        dropped: Keys of the source that were left out: tables that follow from the group size.
     """
 
     model: str
@@ -77,14 +77,14 @@ def convert_dense(
 ) -> DenseReport:
     """Write a released detector or segmenter as one file that `crossformer eval` and `predict` take.
 
-    The backbone's variant, the head and the number of classes follow from the weights. Groups are those of the
-    configuration that such files carry as text; without it, those of the row of the paper whose FLOPs the authors
-    print beside the file.
+    The weights determine the backbone's variant, the head and the number of classes. The groups are those in the
+    configuration text of the file; without one, those of the row of the paper whose FLOPs the authors print beside
+    the file.
 
     Args:
         source: A checkpoint of the authors' detection or segmentation code, `.pth`.
         destination: The `.safetensors` file to write; its folder must exist.
-        options: Options of the backbone that go before these: `group_sizes`, `intervals`, `lda`.
+        options: Options of the backbone that override these: `group_sizes`, `intervals`, `lda`.
         overwrite: Replace an existing destination.
 
     Raises:
@@ -133,13 +133,13 @@ def convert_dense(
 
 
 def _class_names(meta: Mapping[str, Any], count: int, task: Task, source: Path) -> list[str]:
-    """What the file calls its classes; COCO and ADE20K are known by their number, should it not tell."""
+    """The class names in the file; without any, those of COCO or ADE20K if their number fits."""
     named = meta.get("CLASSES")
     if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
         if len(named) != count:
             raise ValueError(f"{source} names {len(named)} classes but its head has {count}")
         names = [name.strip() for name in named]
-        # MMSegmentation calls one of ADE20K's classes otherwise than ADE20K itself
+        # MMSegmentation spells two of ADE20K's names differently
         alike = sum(a == b for a, b in zip(names, ade20k.NAMES, strict=False))
         return ade20k.NAMES if count == len(ade20k.NAMES) and 2 * alike > count else names
     coco = [name for name in _COCO_CATEGORIES[1:] if name != "N/A"]
@@ -152,7 +152,7 @@ def _colors(meta: Mapping[str, Any], class_names: list[str]) -> list[Color]:
     try:
         if palette is not None and torch.tensor(palette, dtype=torch.uint8).shape == (len(class_names), 3):
             return [(int(red), int(green), int(blue)) for red, green, blue in palette]
-    except (TypeError, ValueError, RuntimeError):  # something else than a table of bytes
+    except (TypeError, ValueError, RuntimeError):  # not a table of bytes
         pass
     return ade20k.COLORS if class_names == ade20k.NAMES else default_colors(len(class_names))
 
@@ -160,10 +160,10 @@ def _colors(meta: Mapping[str, Any], class_names: list[str]) -> list[Color]:
 def _groups(
     meta: Mapping[str, Any], model: str, head: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """G, I and the grouping of LDA, and who said so."""
+    """G, I and the grouping of LDA, and where they come from."""
     is_wide = head == "semantic_fpn" and model != "crossformerpp_base"
     groups: dict[str, Any] = dict(_G14 if is_wide else _G7)
-    told_by = "the paper's FLOPs"
+    source = "the paper's FLOPs"
     text = meta.get("config")
     found = {
         ours: [int(number) for number in match[1].split(",")]
@@ -172,19 +172,19 @@ def _groups(
         and (match := re.search(rf"\b{theirs}\s*=\s*[\[(]\s*(\d+(?:\s*,\s*\d+){{3}})\s*,?\s*[\])]", text))
     }
     if len(found) == len(groups):
-        groups, told_by = found, "the file's own configuration"
+        groups, source = found, "the file's own configuration"
     groups["lda"] = VARIANTS[model]["lda"]  # as the code that they were trained with
     if options:
-        groups, told_by = groups | dict(options), "the command line"
-    return groups, told_by
+        groups, source = groups | dict(options), f"{source} and the command line"
+    return groups, source
 
 
 def _recipe(model: str, head: str, groups: dict[str, Any], class_names: list[str]) -> BaseRecipe:
-    """How the released configurations look at images, and what they do with the answers."""
+    """Preprocessing and post-processing of the released configurations."""
     values: dict[str, Any] = {
         "task": TASKS[head],
         "model": {"name": model, "options": groups},
-        # one at a time: what pads an image to its neighbour's size would change its groups
+        # one at a time: padding an image to the size of another would change its groups
         "trainer": {"epochs": 12, "batch_size": 16, "eval_batch_size": 1, "precision": "32-true"},
     }
     if TASKS[head] == "detection":

@@ -57,7 +57,7 @@ _ROWS: dict[str, Rows] = {
     ),
     "semantic_fpn": (
         *_pyramid("decoder.fpn", 4),
-        # between the convolutions of a level theirs counts the enlargements
+        # MMSegmentation also counts the upsampling layers between the convolutions
         *(
             row
             for at in range(3)
@@ -68,7 +68,7 @@ _ROWS: dict[str, Rows] = {
     "upernet": (
         *_with_norm("decode_head.psp_modules.{i}.1", "decoder.decoder.psp.blocks.{i}.1"),
         *_with_norm("decode_head.bottleneck", "decoder.decoder.psp.out_conv"),
-        # theirs begins with the finest level, ours with the coarsest
+        # MMSegmentation begins with the finest level, the decoder here with the coarsest
         *(
             row
             for level in range(3)
@@ -92,7 +92,7 @@ TASKS: dict[str, Task] = {
     "semantic_fpn": "segmentation",
     "upernet": "segmentation",
 }
-# A key that one of the heads has, and the key whose first size tells the number of classes, with how many a class has.
+# A key that only one head has; the key whose rows are the classes, and how many rows a class has.
 _MARKS = {
     "retinanet": ("bbox_head.retina_cls.weight", "bbox_head.retina_cls.weight", _RETINANET_ANCHORS),
     "mask_rcnn": ("roi_head.mask_head.conv_logits.weight", "roi_head.mask_head.conv_logits.weight", 1),
@@ -102,7 +102,7 @@ _MARKS = {
 
 
 def without_tables(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights without the prefix of parallel training, and the keys of tables that are computed again."""
+    """The weights without the prefix of parallel training and without old tables, and the keys of these tables."""
     kept = {key: value for key, value in state.items() if not checkpoints.is_old_buffer(key)}
     return {key.removeprefix("module."): value for key, value in kept.items()}, tuple(
         key for key in state if key not in kept
@@ -131,7 +131,7 @@ def rename(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
     """The weights under this package's names, in its order of classes.
 
     Raises:
-        ValueError: Keys that the released model with this head has not.
+        ValueError: Unknown keys; names them.
     """
     rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
     released = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
@@ -141,8 +141,9 @@ def rename(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
 
 
 def _background_first(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's first class is the background, with a box and a mask that nobody looks at; theirs is the last,
-    with neither.
+    """Move the background from the last row of the class scores to the first, where torchvision has it.
+
+    torchvision also gives it a box and a mask, which are never read: rows of zeros.
     """
     moved = dict(weights)
     added = {"box_predictor.bbox_pred": 4, "mask_predictor.mask_fcn_logits": 1}  # rows of a class
