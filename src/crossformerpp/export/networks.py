@@ -63,7 +63,9 @@ class Network:
                 for stage, info in zip(model.stages.children(), model.feature_info, strict=False):
                     for block in cast(CrossFormerStage, stage).blocks.children():
                         assert isinstance(block, CrossFormerBlock)
-                        limit = block.attn.group_size * info["reduction"]  # the map is one group up to here
+                        limit = (
+                            block.attn.rule.group_size * info["reduction"]
+                        )  # the map is one group up to here
                         if self.size > limit:
                             least = max(least, limit + 1)
                         else:
