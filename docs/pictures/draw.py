@@ -55,9 +55,7 @@ def bias_tables() -> dict[str, np.ndarray]:
     torch.manual_seed(0)
     bias = scaled(DynamicPositionBias(hidden_dim=16, num_heads=8))
     with torch.no_grad():
-        return {
-            f"G = {size}: {2 * size - 1}² offsets": bias(size, size)[0].numpy() for size in (7, 14, 21)
-        }
+        return {f"G = {size}: {2 * size - 1}² offsets": bias(size, size)[0].numpy() for size in (7, 14, 21)}
 
 
 def amplitudes(cooling: int | None) -> list[float]:
