@@ -79,7 +79,7 @@ def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
 
 @cache
 def dense_outputs() -> dict[str, Any]:
-    """What MMDetection 2.8.0 and MMSegmentation 0.12.0 answer with CrossFormer-S, by head; see test_tasks_released.py."""
+    """What MMDetection 2.8.0 and MMSegmentation 0.12.0 answer with CrossFormer-S, by head (test_tasks_released.py)."""
     return json.loads((GOLDEN / "dense.json").read_text())
 
 

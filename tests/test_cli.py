@@ -137,7 +137,8 @@ def test_predictions_name_every_image(call: Call, run: Path, photos: Path, tmp_p
 def test_bad_images_are_named_and_the_others_are_predicted(
     call: Call, run: Path, photos: Path, tmp_path: Path
 ) -> None:
-    Image.new("RGB", (20, 50)).save(tmp_path / "small.png")
+    Image.new("RGB", (2, 5)).save(tmp_path / "small.png")
+    Image.new("RGB", (1, 1500)).save(tmp_path / "line.png")
     (tmp_path / "broken.jpg").write_bytes((photos / "one" / "0.jpg").read_bytes()[:300])
     good = photos / "one" / "0.jpg"
     status, out, err = call(
@@ -146,14 +147,16 @@ def test_bad_images_are_named_and_the_others_are_predicted(
         tmp_path / "small.png",
         good,
         tmp_path / "broken.jpg",
+        tmp_path / "line.png",
         "--out",
         tmp_path / "out",
         "--json",
     )
     assert status == 2
-    assert "small.png: 20x50 pixels; the network needs at least 32x32" in err
+    assert "line.png: 1x1500 pixels; one side is more than 1000 times the other" in err
     assert "broken.jpg: unreadable image" in err
-    assert ["error" in record for record in json.loads(out)] == [True, False, True]
+    assert "2 of 4 images could not be predicted" in err
+    assert ["error" in record for record in json.loads(out)] == [False, False, True, True]
 
 
 def test_an_image_that_is_not_there_leaves_no_folder(call: Call, run: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_without_a_run_the_digits_are_trained_first(
             main(["demo", "--out", f"page-{status}.html"])
         assert exit.value.code == status
     assert (tmp_path / "page-0.html").stat().st_size > 100_000
-    assert "`crossformer demo runs/demo` tells of it" in capsys.readouterr().err
+    assert "`crossformer demo runs/demo` shows it" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_says_how_to_finish_it(run: Path, tmp_path: Path) -> None:

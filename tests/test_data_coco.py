@@ -1,6 +1,7 @@
 """COCO's format: what is read, what is left out with a count, what is refused."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from crossformerpp.data.check import check_coco
-from crossformerpp.data.coco import find_split, open_coco, read_coco
+from crossformerpp.data.coco import CocoObject, find_split, open_coco, read_coco, suspicion
+from crossformerpp.data.coco_values import run_lengths, whole
 from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
+from crossformerpp.data.masks import encode_mask
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 OTHER_SIZE = {"size": [9, 9], "counts": [81]}
@@ -49,6 +52,9 @@ def test_labels_are_dense_whatever_the_ids(tmp_path):
     assert not coco.problems.found
 
 
+DAMAGED = "run lengths that are damaged: they do not add up to the image"
+
+
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
@@ -62,17 +68,18 @@ def test_labels_are_dense_whatever_the_ids(tmp_path):
         ((2, 3, [1, 2, 3, 4], {}), "annotation of an unknown image"),
         ((1, 3, [1, 2, 3, 4], {"segmentation": [[1, 1, 5, 5]]}), "polygon of fewer than 3 points"),
         ((1, 3, [1, 2, 3, 4], {"segmentation": OTHER_SIZE}), "mask of another size than its image"),
-        ((1, 3, [1, 2, 3, 4], {"segmentation": TOO_SHORT}), "run lengths that do not add up to the image"),
+        ((1, 3, [1, 2, 3, 4], {"segmentation": TOO_SHORT}), DAMAGED),
         ((1, 3, [1, 2, 3, 4], {}), "object without a mask"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, entry, problem, caplog):
+def test_what_cannot_be_used_is_left_out_and_counted(tmp_path, entry, problem):
     good = (5, 90, [10, 10, 20, 20], {"segmentation": SQUARE})
     files = write(tmp_path, [entry, good, entry])
-    coco = open_coco(*files, with_masks=True)
+    with pytest.warns(UserWarning, match="instances_train.json: left out") as caught:
+        coco = open_coco(*files, with_masks=True)
     assert len(coco.problems.found[problem]) == 2
     assert [len(image.objects) for image in coco.images] == [0, 1]
-    assert f"2 × {problem}" in caplog.text
+    assert f"2 × {problem}" in str(caught[0].message)
 
 
 def test_a_missing_image_is_left_out_with_its_objects(tmp_path):
@@ -256,3 +263,170 @@ def test_usual_layouts_are_found(tmp_path):
         assert find_split(root, "val") == (root / annotations, root / images)
     with pytest.raises(ValueError, match="no train annotations in COCO's format"):
         find_split(tmp_path, "train")
+
+
+def page_of(tmp_path, **changes):
+    """Two images of 64 × 48 with a square each, and what `changes` puts in the place of their entries."""
+    folder = tmp_path / "images" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(folder / name)
+    page = {
+        "images": [
+            {"id": i + 1, "file_name": f"{n}.png", "width": 64, "height": 48} for i, n in enumerate("ab")
+        ],
+        "annotations": [
+            {"id": i, "image_id": i + 1, "category_id": 3, "bbox": [5, 5, 10, 10], "area": 100, "iscrowd": 0}
+            for i in (0, 1)
+        ],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    for key, entries in changes.items():
+        for old, new in zip(page[key], entries, strict=True):
+            old.update(new)
+    (tmp_path / "a.json").write_text(json.dumps(page))
+    return tmp_path / "a.json", folder
+
+
+def test_two_images_of_one_id_are_both_left_out(tmp_path):
+    files = page_of(tmp_path, images=[{}, {"id": 1}], annotations=[{}, {"image_id": 1}])
+    coco = read_coco(*files)
+    assert coco.images == []
+    assert coco.problems.found == {
+        "image id used twice (all of its images are left out)": ["1"],
+        "annotation of an image id that is used twice": ["annotation 0", "annotation 1"],
+    }
+
+
+def test_training_refuses_ids_that_several_images_have(tmp_path):
+    files = page_of(tmp_path, images=[{}, {"id": 1}])
+    with pytest.raises(ValueError, match="several images have the id 1"):
+        open_coco(*files)
+
+
+def test_a_file_listed_under_two_ids_is_one_image_with_all_objects(tmp_path):
+    coco = read_coco(*page_of(tmp_path, images=[{}, {"file_name": "a.png"}]))
+    assert [(image.path.name, len(image.objects)) for image in coco.images] == [("a.png", 2)]
+    assert coco.problems.found == {"image listed twice (its objects are put together)": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations"),
+    [
+        ([{"id": "1"}, {"id": "2"}], [{"image_id": "1"}, {"image_id": 2.0}]),
+        ([{"width": "64", "height": 48.0}, {}], [{"category_id": "3"}, {"bbox": ["5", "5.0", 10, "10"]}]),
+        ([{}, {}], [{"area": "100"}, {"iscrowd": "0"}]),
+    ],
+)
+def test_numbers_may_be_text(tmp_path, images, annotations):
+    coco = read_coco(*page_of(tmp_path, images=images, annotations=annotations))
+    assert not coco.problems.found
+    assert [image.id for image in coco.images] == [1, 2]
+    assert all(image.objects == (CocoObject(0, (5, 5, 15, 15), 100),) for image in coco.images)
+
+
+@pytest.mark.parametrize(
+    "value", [True, None, "x", "", 1.5, "1.5", float("inf"), float("nan"), [], {}, "9" * 5000]
+)
+def test_what_is_no_whole_number(value):
+    assert whole(value) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "images/train/a.png",
+        "images\\train\\a.png",
+        "./a.png",
+        "/home/me/data/train/a.png",
+        "C:\\data\\train\\a.png",
+    ],
+)
+def test_file_names_may_begin_with_the_folders_path_anywhere(tmp_path, name):
+    coco = read_coco(*page_of(tmp_path, images=[{"file_name": name}, {}]))
+    assert [image.path.name for image in coco.images] == ["a.png", "b.png"]
+    assert not coco.problems.found
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "..\\..\\x.png", "a\0.png", "", "."])
+def test_file_names_that_lead_out_of_the_folder_are_left_out(tmp_path, name):
+    Image.new("RGB", (64, 48)).save(tmp_path / "secret.png")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "secret.png")
+    coco = read_coco(*page_of(tmp_path, images=[{"file_name": name}, {}]))
+    assert [image.path.name for image in coco.images] == ["b.png"]
+    assert len(coco.problems.found["image outside its folder"]) == 1
+
+
+def test_file_names_may_be_composed_as_macs_do(tmp_path):
+    files = page_of(tmp_path, images=[{"file_name": "é.png"}, {}])
+    (files[1] / "a.png").rename(files[1] / unicodedata.normalize("NFD", "é.png"))
+    coco = read_coco(*files)
+    assert len(coco.images) == 2
+    assert coco.images[0].path.is_file()
+
+
+def test_images_that_no_memory_could_hold_are_left_out(tmp_path):
+    coco = read_coco(*page_of(tmp_path, images=[{"width": 10**6, "height": 10**6}, {}]))
+    assert [image.id for image in coco.images] == [2]
+
+
+@pytest.mark.parametrize("box", [[0.1, 0.1, 0.2, 0.2], [0, 0, 1, 1]])
+def test_boxes_as_shares_of_the_image_are_refused(tmp_path, box):
+    files = page_of(tmp_path, annotations=[{"bbox": box}, {"bbox": box}])
+    assert "shares of the image" in suspicion(read_coco(*files))
+    with pytest.raises(ValueError, match="multiply x and width by the image's width"):
+        open_coco(*files)
+
+
+def test_training_warns_of_corners(tmp_path):
+    corners = {"bbox": [30, 20, 60, 40]}
+    files = page_of(tmp_path, annotations=[corners, corners])
+    with pytest.warns(UserWarning, match=r"the boxes look like corners \[x1, y1, x2, y2\]"):
+        open_coco(*files)
+
+
+def test_run_lengths_are_read_as_cocos_own_code_reads_them():
+    generator = np.random.default_rng(0)
+    for density in (0.001, 0.02, 0.5):
+        for _ in range(30):
+            mask = (generator.random((37, 53)) < density).astype(np.uint8)
+            lengths = run_lengths(encode_mask(mask)["counts"])
+            values = np.arange(len(lengths)) % 2
+            assert np.array_equal(np.repeat(values, lengths).reshape(53, 37).T, mask)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    ["zzzz", "P" * 29, "", "\x00", "é", "PPPPPPPPP1", [-5, 100, 6049], [1.5], ["x"], [None], [10**30], 7, {}],
+)
+def test_damaged_run_lengths_are_counted_not_decoded(tmp_path, counts):
+    segmentation = {"size": [48, 64], "counts": counts}
+    coco = read_coco(*page_of(tmp_path, annotations=[{"segmentation": segmentation}, {}]))
+    assert len(coco.images) == 2
+    assert coco.images[0].objects[0].segmentation is None
+    assert list(coco.problems.found.values()) == [["annotation 0"]]
+
+
+def test_polygons_as_they_come(tmp_path):
+    flat, text = [5, 5, 15, 5, 15, 15], [["5", "5", "15", "5", "15", "15"]]
+    coco = read_coco(*page_of(tmp_path, annotations=[{"segmentation": flat}, {"segmentation": text}]))
+    assert [image.objects[0].segmentation for image in coco.images] == [[flat], [flat]]
+    far = [[5, 5, 1e9, 5, 15, 15]]
+    coco = read_coco(*page_of(tmp_path, annotations=[{"segmentation": far}, {}]))
+    assert coco.problems.found == {"polygon far outside its image": ["annotation 0"]}
+
+
+def test_annotations_with_a_byte_order_mark(tmp_path):
+    file, folder = page_of(tmp_path)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read_coco(file, folder).images) == 2
+
+
+def test_the_check_notes_images_that_exif_turns_without_another_size(tmp_path):
+    file, folder = page_of(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (64, 48)).save(folder / "a.png", exif=exif)
+    (report,) = check_coco(file, folder)
+    assert any("turned or mirrored by EXIF" in note and "a.png" in note for note in report.notes)

@@ -1,6 +1,11 @@
 """One reader for all kinds of image files: what can be read becomes upright 8-bit RGB, the rest is refused."""
 
 import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +13,7 @@ import pytest
 from PIL import Image
 
 from crossformerpp.data import images
-from crossformerpp.data.images import read_image, require_size
+from crossformerpp.data.images import _warn_of_depth, exif_orientation, read_image, require_shape
 
 RED = np.zeros((40, 60, 3), np.uint8)
 RED[:, :, 0] = 255
@@ -126,7 +131,106 @@ def test_huge_images_are_refused_before_they_are_decoded(
         read_image(path)
 
 
-def test_an_image_below_32_pixels_is_refused_with_its_size() -> None:
-    with pytest.raises(ValueError, match=r"tiny\.png: 31x400 pixels; the network needs at least 32x32"):
-        require_size(Image.new("RGB", (31, 400)), "tiny.png")
-    require_size(Image.new("RGB", (32, 32)), "small.png")
+def test_a_line_of_pixels_is_refused_with_its_size() -> None:
+    with pytest.raises(ValueError, match=r"line\.png: 1x1001 pixels; one side is more than 1000 times"):
+        require_shape(Image.new("RGB", (1, 1001)), "line.png")
+    require_shape(Image.new("RGB", (1, 1)), "dot.png")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_all_eight_orientations_come_out_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    upright = np.zeros((64, 96, 3), np.uint8)
+    upright[:32, :48, 0] = upright[:32, 48:, 1] = upright[32:, :48, 2] = (
+        255  # a corner each: red, green, blue, black
+    )
+    to_stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = Image.fromarray(upright)
+    if orientation > 1:
+        stored = stored.transpose(to_stored[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(stored, tmp_path / f"a.{kind.lower()}", exif=exif)
+    read = np.asarray(read_image(path)).astype(int)
+    assert read.shape == upright.shape
+    assert np.abs(read - upright).mean() < 8
+    assert exif_orientation(path) in (1, orientation), "AVIF is turned by its decoder"
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [(200, ">u2"), (255, "<u2"), (1023, ">u2"), (4095, "<u2"), (16383, "<u2")],
+)
+def test_grey_of_few_bits_is_not_read_as_black(tmp_path: Path, values: int, dtype: str) -> None:
+    ramp = np.linspace(0, values, 40 * 60).reshape(40, 60).astype(dtype)
+    _warn_of_depth.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grey = np.asarray(read_image(save(Image.fromarray(ramp), tmp_path / "a.tif")))[:, :, 0]
+    assert grey.max() == (200 if values == 200 else 255)
+    assert (np.diff(grey.astype(int).ravel()) >= 0).all()
+
+
+def test_a_depth_of_twelve_bits_is_said_once(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.full((40, 60), 4000, np.uint16)), tmp_path / "a.png")
+    _warn_of_depth.cache_clear()
+    with pytest.warns(UserWarning, match="without a value above 4095 are read as 12-bit data"):
+        read_image(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(path)
+
+
+@pytest.mark.parametrize("values", [(-1, 200), (0, 70_000), (0, 200)])
+def test_grey_of_32_bits_is_refused(tmp_path: Path, values: tuple[int, int]) -> None:
+    path = save(Image.fromarray(np.array([values] * 40, np.int32)), tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: 32-bit grey of unknown range; save it with 8 or 16 bits"):
+        read_image(path)
+
+
+def colours_of_16_bits(path: Path, value: int) -> Path:
+    """A PNG of 16 bits a colour, which Pillow cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    rows = (b"\0" + struct.pack(">H", value) * 3 * 40) * 40
+    header = struct.pack(">IIBBBBB", 40, 40, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_colours_of_16_bits_keep_their_upper_bits_or_are_refused(tmp_path: Path) -> None:
+    assert np.asarray(read_image(colours_of_16_bits(tmp_path / "a.png", 0x8123))).max() == 0x81
+    with pytest.raises(ValueError, match=r"b\.png: 16 bits a colour of which at most 12 are used"):
+        read_image(colours_of_16_bits(tmp_path / "b.png", 4000))
+
+
+def test_heic_is_read_where_its_plugin_is_installed() -> None:
+    """In a process of its own, with a stand-in for pillow-heif that does what it does: register a format."""
+    program = """
+import sys, types
+from PIL import Image
+plugin = types.ModuleType("pillow_heif")
+plugin.register_heif_opener = lambda: Image.register_open("HEIF", lambda *_: None, lambda start: False)
+sys.modules["pillow_heif"] = plugin
+from crossformerpp.data import images
+print(".heic" in images.IMAGE_EXTENSIONS, "HEIF" in images._FORMATS)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "True"]

@@ -131,7 +131,7 @@ def test_a_value_that_is_no_label_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"m\.png: value 7 is no label; with 3 classes labels are 0 to 2"):
         MaskCode(3).read(mask)
     with pytest.raises(ValueError, match="value 0 is no label"):
-        MaskCode(8, ignore_value=255, first=1).read(mask)
+        MaskCode(8, ignore_value=255, values=tuple(range(1, 9))).read(mask)
 
 
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:

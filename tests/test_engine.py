@@ -312,7 +312,7 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(
 
 
 def test_what_exists_is_kept_unless_it_is_a_run_to_be_replaced(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="exists; choose another --out, or say --overwrite or --resume"):
+    with pytest.raises(ValueError, match="exists; choose another --out, or pass --overwrite or --resume"):
         engine.train(tiny_recipe(), whole)
     mine = tmp_path / "mine"
     mine.mkdir()

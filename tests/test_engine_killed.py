@@ -141,12 +141,34 @@ def test_an_average_may_change_its_decay_but_not_appear() -> None:
         changes(plain, averaged)
 
 
-def test_data_that_changed_are_noticed(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ({"samples": 1348, "names": "x"}, r"changed \(1348 samples then, 1347 now\)"),
+        ({"samples": 1347, "names": "x"}, r"changed \(1347 samples as before, but others\)"),
+    ],
+)
+def test_data_that_changed_are_noticed(
+    whole: Path, tmp_path: Path, mark: dict[str, Any], message: str
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
+    state = last(run)
+    state["crossformerpp"]["data"]["train"] = mark
+    torch.save(state, run / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=f"its training data {message}"):
+        engine.resume(run)
+
+
+def test_what_run_json_says_counts_where_a_checkpoint_says_nothing(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    state = last(run)
+    state["crossformerpp"]["data"] = {}
+    torch.save(state, run / "checkpoints" / "last.ckpt")
     about = (run / "run.json").read_text()
     (run / "run.json").write_text(about.replace('"train_samples": 1347', '"train_samples": 1348'))
-    with pytest.raises(ValueError, match="began with 1348 training samples, now there are 1347"):
+    with pytest.raises(ValueError, match="1348 samples then, 1347 now"):
         engine.resume(run)
 
 

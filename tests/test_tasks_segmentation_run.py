@@ -241,17 +241,17 @@ def test_a_mask_that_does_not_fit_stops_training_with_one_clean_line(scenes, tmp
     assert said.startswith(f"crossformer: {tmp_path}/bad/masks/train/0000")
     assert "value 77 is no label; with 11 classes labels are 0 to 10" in said
     assert said.endswith(
-        f"; `crossformer data check {tmp_path}/bad` finds all such; mend or remove it, then begin again with "
+        f"; `crossformer data check {tmp_path}/bad` finds all such; fix or remove it, then begin again with "
         "--overwrite"
     )
 
 
-def test_a_run_goes_on_once_a_bad_mask_is_mended(scenes, tmp_path):
+def test_a_run_goes_on_once_a_bad_mask_is_fixed(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "bad")
     bad = tmp_path / "bad" / "masks" / "val" / "00003.png"
     bad.write_bytes(b"no mask")
     run = tmp_path / "run"
-    with pytest.raises(ValueError, match=rf"mend it, then `crossformer train --resume {run}`"):
+    with pytest.raises(ValueError, match=rf"fix it, then `crossformer train --resume {run}`"):
         engine.train(recipe(tmp_path / "bad", "semantic_fpn", steps=4, eval_every=2), run)
     shutil.copy(scenes / "masks" / "val" / bad.name, bad)
     assert engine.resume(run)["images"] == NUM_SCENES

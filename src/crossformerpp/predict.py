@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_size
-from crossformerpp.data.writing import claim_folder, write_json
+from crossformerpp.data.files import find_files, warn_left_out
+from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shape
+from crossformerpp.data.names import path_inside, printable, safe_name
+from crossformerpp.data.problems import Problems
+from crossformerpp.data.writing import claim_folder, write_json, write_picture
 from crossformerpp.recipes.load import apply_overrides, parse_recipe
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def load_predictor(
         from crossformerpp.exported import open_predictor
 
         if overrides:
-            raise ValueError(f"--set {' '.join(overrides)}: an exported model is as it is; export it anew")
+            raise ValueError(f"--set {' '.join(overrides)}: an exported model is as it is; export it again")
         return open_predictor(path, **options)
     import torch
 
@@ -70,7 +73,7 @@ def load_predictor(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, and every image in the folders, sorted.
+    """The files, and every image in the folders, sorted; other files in these are counted and named in a warning.
 
     Raises:
         ValueError: There is no such file or folder, or a folder holds no image.
@@ -80,11 +83,14 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise ValueError(f"{path}: no such image or folder")
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS)
+            left_out = Problems()
+            inside = sorted(find_files(path, IMAGE_EXTENSIONS, left_out))
             if not inside:
+                more = f"; left out {left_out}" if left_out.found else ""
                 raise ValueError(
-                    f"{path}: no images in this folder (looked for {' '.join(IMAGE_EXTENSIONS)})"
+                    f"{path}: no images in this folder (looked for {' '.join(IMAGE_EXTENSIONS)}{more})"
                 )
+            warn_left_out(path, left_out)
             found += inside
         else:
             found.append(path)
@@ -117,19 +123,24 @@ def predict(
 
 
 def _predict_one(predictor: Predictor, path: Path, out: Path | None, stem: str, taken: set[str]) -> Predicted:
+    name = printable(str(path))
     try:
-        image = read_image(path)
-        require_size(image, str(path))
+        image = read_image(path, name)
+        require_shape(image, name)
     except ValueError as error:
         return Predicted(path, error=str(error))
-    prediction = predictor(image)
+    try:
+        prediction = predictor(image)
+    except ValueError as error:
+        return Predicted(path, error=f"{name}: {error}")
     pictures = []
     if out is not None:
         drawn = prediction.pictures(image)
-        stem = _unused_stem(stem, drawn, taken)
+        suffixes = {suffix: safe_name(f"_{suffix}")[1:] if suffix else "" for suffix in drawn}
+        stem = _unused_stem(safe_name(stem), suffixes.values(), taken)
         for suffix, picture in drawn.items():
-            pictures.append(out / f"{stem}{suffix}.png")
-            picture.save(pictures[-1])
+            pictures.append(path_inside(out, f"{stem}{suffixes[suffix]}.png"))
+            write_picture(pictures[-1], picture)
     return Predicted(path, prediction, tuple(pictures))
 
 

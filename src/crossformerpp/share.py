@@ -4,6 +4,7 @@ timm reads it from the disk, `timm.create_model("local-dir:FOLDER")`, or from th
 `timm.create_model("hf-hub:USER/NAME")`, after `import crossformerpp`.
 """
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
 import crossformerpp
-from crossformerpp.data.writing import claim_folder, write_json
+from crossformerpp.data.names import read_json
+from crossformerpp.data.writing import refuse_taken, replacing_folder, write_json
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.tasks.backbone import create_model
+from crossformerpp.tasks.classification import crop_share
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun, open_saved
 
@@ -78,7 +82,7 @@ def write_folder(
     data = recipe.data
     config = {
         "input_size": (3, data.size, data.size),
-        "crop_pct": data.size / data.eval_resize if data.eval_resize else 0.875,
+        "crop_pct": crop_share(data),
         "interpolation": data.interpolation,
         "mean": data.mean,
         "std": data.std,
@@ -86,10 +90,14 @@ def write_folder(
         "label_names": saved.class_names,
         "license": license,
     }
-    claim_folder(folder, overwrite)
-    save_model(model, folder, config, recipe.model.options)
+    refuse_taken(folder, overwrite)
     card = model_card(saved, _metrics(run), license, f"hf-hub:{repo}" if repo else f"local-dir:{folder.name}")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with replacing_folder(folder) as draft:
+            save_model(model, draft, config, recipe.model.options)
+            (draft / "README.md").write_bytes(card.encode("utf-8", "backslashreplace"))
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"could not be written: {error}", str(folder)) from None
     return folder
 
 
@@ -172,4 +180,9 @@ def _without_paths(section: _Section) -> _Section:
 def _metrics(run: Path) -> dict[str, Any]:
     """Of the run's final evaluation; none where only a file is left."""
     path = run / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    metrics = read_json(path) if path.is_file() else {}
+    if not isinstance(metrics, dict):
+        raise ValueError(
+            f"{path}: damaged, it holds no metrics; `crossformer train --resume {run}` writes it again"
+        )
+    return metrics

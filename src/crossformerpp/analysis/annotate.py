@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+
+from crossformerpp.analysis.fonts import Font, font_for
 
 BAR, TEXT, BACKGROUND, TRACK, WRONG = "#2a7fb8", "#1a1a1a", "white", "#e6e6e6", "#c0392b"
 LEAST_WIDTH = 320  # small images are enlarged to this, so that the text beneath can be read
@@ -19,7 +21,7 @@ def label_image(image: Image.Image, top: Sequence[tuple[str, float]]) -> Image.I
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     line = max(20, image.width // 24)
-    font = ImageFont.load_default(size=int(line * 0.62))
+    font = font_for((name for name, _ in top), int(line * 0.62))
     margin = line // 2
     panel = Image.new("RGB", (image.width, image.height + line * len(top) + 2 * margin), BACKGROUND)
     panel.paste(image, (0, 0))
@@ -48,7 +50,7 @@ def image_grid(
         truths: None where the prediction is right, otherwise the true class.
         side: Pixels of a tile's side; an image keeps its shape inside.
     """
-    font = ImageFont.load_default(size=13)
+    font = font_for([*titles, *(truth for truth in truths if truth is not None)], 13)
     line, gap = 17, 8
     width, height = side + gap, side + 2 * line + gap
     rows = max(1, -(-len(images) // columns))
@@ -65,7 +67,7 @@ def image_grid(
     return grid
 
 
-def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
+def _fit(text: str, font: Font, width: float) -> str:
     """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text

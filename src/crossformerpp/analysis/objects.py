@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from crossformerpp.analysis.fonts import Font, font_for
 from crossformerpp.analysis.overlay import HEADING, add_heading
 from crossformerpp.data.masks import decode
 
@@ -59,7 +60,7 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject]) -> Image.Im
         size = (image.width * factor, image.height * factor)
         picture = picture.resize(size, Image.Resampling.NEAREST)
     line = max(1, round(min(picture.size) / 300))
-    font = ImageFont.load_default(size=min(60, max(11, min(picture.size) // 40)))
+    font = font_for((thing.name for thing in objects), min(60, max(11, min(picture.size) // 40)))
     draw = ImageDraw.Draw(picture)
     for thing in objects:
         left, top, right, bottom = (value * factor for value in thing.box)
@@ -112,7 +113,7 @@ def _write_name(
     size: tuple[int, int],
     thing: DrawnObject,
     factor: int,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    font: Font,
 ) -> None:
     """Name and score, if it has one, on a plate above the box, or inside it where there is no room."""
     text = thing.name if thing.score is None else f"{thing.name}: {thing.score:.0%}"

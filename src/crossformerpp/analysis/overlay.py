@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from crossformerpp.analysis.fonts import font_for
 
 LEAST_WIDTH = 320  # smaller images are enlarged in whole steps, so that the legend can be read
 MAX_ENTRIES = 30  # of a legend
@@ -37,7 +39,7 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[str, Color]]) -> Imag
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     line = max(18, image.width // 40)
-    font = ImageFont.load_default(size=int(line * 0.7))
+    font = font_for((name for name, _ in entries), int(line * 0.7))
     texts = [name for name, _ in entries[:MAX_ENTRIES]]
     if len(entries) > MAX_ENTRIES:
         texts.append(f"and {len(entries) - MAX_ENTRIES} more")
@@ -61,7 +63,7 @@ def add_heading(image: Image.Image, text: str) -> Image.Image:
     """The image with a small line of text above it."""
     panel = Image.new("RGB", (image.width, image.height + HEADING), "white")
     panel.paste(image, (0, HEADING))
-    font = ImageFont.load_default(size=13)
+    font = font_for([text], 13)
     ImageDraw.Draw(panel).text((2, HEADING // 2), text, _TEXT, font, anchor="lm")
     return panel
 

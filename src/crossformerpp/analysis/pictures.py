@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from crossformerpp.analysis.fonts import font_families
+from crossformerpp.data.names import without_controls
+
 MAX_NAMED_CLASSES = 60  # beyond these, axis labels could not be read
-
-
-def learning_curve(rows: Sequence[Mapping[str, float]], metric: str, path: Path) -> None:
-    """Write `draw_learning_curve` as a picture."""
-    draw_learning_curve(rows, metric).savefig(path, dpi=100)
 
 
 def draw_learning_curve(rows: Sequence[Mapping[str, float]], metric: str) -> Figure:
@@ -63,8 +62,10 @@ def confusion_matrix(counts: np.ndarray, names: Sequence[str], path: Path) -> No
     total = max(int(counts.sum()), 1)
     axes.set_title(f"{int(np.trace(counts))} of {total} right ({np.trace(counts) / total:.2%})")
     if few:
-        axes.set_xticks(range(size), names, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(size), names)
+        shown = [_shortened(without_controls(name)) for name in names]
+        fonts: Any = {"parse_math": False, "family": font_families(shown)}  # a $ is no formula
+        axes.set_xticks(range(size), shown, rotation=90 if max(map(len, shown)) > 2 else 0, **fonts)
+        axes.set_yticks(range(size), shown, **fonts)
     if size <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "white" if share[row, column] > 0.5 else "black"
@@ -80,8 +81,12 @@ def bars(labels: Sequence[str], values: Sequence[float], quantity: str, path: Pa
     axes = figure.subplots()
     drawn = axes.barh(range(len(labels)), values)
     axes.bar_label(drawn, fmt="%.3g", padding=3)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False, family=font_families(labels))
     axes.invert_yaxis()
     axes.set_xlabel(quantity)
     axes.margins(x=0.12)
     figure.savefig(path, dpi=100)
+
+
+def _shortened(name: str, length: int = 40) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -113,5 +113,5 @@ class MaskPrediction:
             "_mask": index_picture(self.labels, self.colors),
         }
         for name, values in self.probabilities.items():
-            pictures[f"_probability_{name.replace('/', '-')}"] = Image.fromarray(values)
+            pictures[f"_probability_{name}"] = Image.fromarray(values)
         return pictures

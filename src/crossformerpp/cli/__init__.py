@@ -3,16 +3,22 @@
 Commands import what they need when they run, so that `--help` and wrong arguments answer at once.
 """
 
+import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
 import crossformerpp
 from crossformerpp.cli import analyze, bench, data, demo, export, models, predict, share, tables, train
+from crossformerpp.cli.output import plain
 
 app = typer.Typer(
     name="crossformer",
@@ -49,11 +55,16 @@ TRAIN_EXTRA = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit; what a user can mend is one line on stderr and exit status 2.
+    """Run the command line and exit; what a user can fix is one line on stderr and exit status 2.
 
     With CROSSFORMER_TRACEBACK set, errors come with their traceback instead.
     """
     warnings.formatwarning = _format_own_warning
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack characters, a file name may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _end)
     try:
         status = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -67,8 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say = getattr(error, "format_message", None)
         if os.environ.get("CROSSFORMER_TRACEBACK") or not (say or isinstance(error, (ValueError, OSError))):
             raise
-        _fail(say() if say else str(error), USER_ERROR)
+        _fail(say() if say else _described(error), USER_ERROR)
     sys.exit(status or 0)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """On SIGTERM leave by an exception, so that nothing half written stays behind."""
+    raise SystemExit(128 + number)
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _format_own_warning(
@@ -76,10 +98,10 @@ def _format_own_warning(
 ) -> str:
     """Our warnings to users as one line without its place in the code; those of other packages as ever."""
     if issubclass(category, UserWarning) and Path(filename).is_relative_to(_PACKAGE):
-        return f"crossformer: warning: {message}\n"
+        return f"crossformer: warning: {plain(str(message))}\n"
     return _format_warning(message, category, filename, lineno, line)
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"crossformer: {' '.join(message.split())}", file=sys.stderr)
+    print(f"crossformer: {' '.join(plain(message).split())}", file=sys.stderr)
     sys.exit(status)

@@ -26,17 +26,25 @@ def check(
     palette: Annotated[
         Path | None, typer.Option(help="Table name,r,g,b of the classes, for masks of colours.")
     ] = None,
+    ignore_label: Annotated[
+        int, typer.Option(min=0, max=65535, help="Value of the pixels in masks that count nowhere.")
+    ] = 255,
+    mask_values: Annotated[
+        str | None, typer.Option(help="Value of each class in the masks, as 0,255; default: 0,1,2,…")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong with a data set; exit status 1 if anything is."""
+    """Check a data set; the exit status is 1 if anything is wrong with it."""
+    from crossformerpp.data.files import is_hidden
     from crossformerpp.data.segmentation import has_masks
 
     reports: list[Any] = []
     is_of_masks = path.is_dir() and has_masks(path)
-    if not is_of_masks or any((path / "annotations").glob("*.json")):
+    annotations = [page for page in (path / "annotations").glob("*.json") if not is_hidden(page.name)]
+    if not is_of_masks or annotations:
         reports += _check_coco(path, images, as_json)
     if is_of_masks:
-        reports += _check_masks(path, palette, as_json)
+        reports += _check_masks(path, palette, ignore_label, _values(mask_values), as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
@@ -53,16 +61,27 @@ def _check_coco(path: Path, images: Path | None, as_json: bool) -> Iterator[Any]
             _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
 
 
-def _check_masks(path: Path, palette: Path | None, as_json: bool) -> Iterator[Any]:
+def _check_masks(
+    path: Path, palette: Path | None, ignore_label: int, values: list[int] | None, as_json: bool
+) -> Iterator[Any]:
     from crossformerpp.data.check_masks import check_masks
     from crossformerpp.data.segmentation import open_splits
 
-    for which, source in open_splits(path, palette):
+    for which, source in open_splits(path, palette, ignore_label, values):
         report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"))
         yield report
         if not as_json:
             show(f"{path}, masks, {which}:")
             _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
+
+
+def _values(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(value) for value in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--mask-values {text}: expected whole numbers such as 0,255") from None
 
 
 def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:

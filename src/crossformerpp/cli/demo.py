@@ -21,11 +21,11 @@ def demo(
     """Write a run as one HTML page: predictions, curves, confusion, model, speed. Needs no network."""
     page = out or (run or NEW_RUN) / "report.html"
     if page.exists() and not overwrite:
-        raise ValueError(f"{page} exists; choose another --out, or say --overwrite")
+        raise ValueError(f"{page} exists; choose another --out, or pass --overwrite")
     if run is None:
         if NEW_RUN.exists() and not overwrite:
             raise ValueError(
-                f"{NEW_RUN} exists: `crossformer demo {NEW_RUN}` tells of it, --overwrite trains anew"
+                f"{NEW_RUN} exists: `crossformer demo {NEW_RUN}` shows it, --overwrite trains again"
             )
         train("digits", out=NEW_RUN, overwrite=overwrite)
         run = NEW_RUN
@@ -34,7 +34,7 @@ def demo(
     from crossformerpp.data.writing import replacing
     from crossformerpp.tasks.classification.report import describe_run
 
-    content = to_html(describe_run(run)).encode()
+    content = to_html(describe_run(run)).encode("utf-8", "backslashreplace")
     page.parent.mkdir(parents=True, exist_ok=True)
     with replacing(page) as file:
         file.write(content)

@@ -1,37 +1,49 @@
 """How commands print: tables for people, or the same as JSON, on stdout; everything else on stderr."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich import progress
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from crossformerpp.data.names import printable, without_controls
+from crossformerpp.data.writing import to_json
 
 T = TypeVar("T")
 
 
 def say(message: str) -> None:
     """A line to people, on stderr."""
-    print(message, file=sys.stderr)
+    print(plain(message), file=sys.stderr)
 
 
 def show(message: str) -> None:
     """A line of the answer, on stdout."""
-    print(message)
+    print(plain(message))
+
+
+def plain(text: str) -> str:
+    """The text without what would steer a terminal: names of files and classes may hold anything."""
+    return without_controls(printable(text))
 
 
 def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
     """The items, with a progress bar on stderr while they come, if somebody looks at it."""
     console = Console(file=sys.stderr)
     hidden = total < 2 or not console.is_terminal
-    yield from progress.track(items, title, total, console=console, disable=hidden, transient=True)
+    yield from progress.track(
+        items, escape(plain(title)), total, console=console, disable=hidden, transient=True
+    )
 
 
 def show_json(content: Any) -> None:
-    """The only thing on stdout when --json was said."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """The only thing on stdout with --json."""
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(to_json(content, ascii_only=not is_unicode))
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
@@ -40,14 +52,16 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str
     table = Table()
     for number, name in enumerate(columns):
         figures = all(row[number].strip("%kMG").replace(".", "", 1).isdigit() for row in rows)
-        table.add_column(name, justify="right" if figures else "left", overflow="fold")
+        table.add_column(Text(plain(name)), justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(
+            *(Text(plain(cell).replace("\n", " ")) for cell in row)
+        )  # as text: brackets are no markup
     console = Console(highlight=False)
     # a pipe has no width; do not break its lines at 80
     console.width = console.width if console.is_terminal else 200
     if title is not None:
-        console.print(title, style="italic", markup=False, soft_wrap=True)
+        console.print(plain(title), style="italic", markup=False, soft_wrap=True)
     console.print(table)
 
 

@@ -54,5 +54,7 @@ def predict(
     errors = [result.error for result in results if result.error is not None]
     for error in errors:
         say(f"crossformer: {error}")
+    if len(errors) > 1:
+        say(f"crossformer: {len(errors)} of {len(results)} images could not be predicted")
     if errors:
         raise typer.Exit(2)

@@ -5,20 +5,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from crossformerpp.data.coco import (
     CocoImage,
     CocoSet,
     Half,
     NoSuchSplitError,
-    Problems,
     annotation_files,
     find_split,
+    leaves,
     read_coco,
+    suspicion,
 )
-from crossformerpp.data.images import read_image
+from crossformerpp.data.images import exif_orientation, read_image
 from crossformerpp.data.masks import decode, encode
+from crossformerpp.data.names import printable
+from crossformerpp.data.problems import Problems
 
 _SPLITS: tuple[Half, Half] = ("train", "val")
 LEAST_SIDE = 32  # pixels; smaller images are mostly mistakes
@@ -86,7 +87,7 @@ def check_coco(path: Path, images: Path | None = None) -> Iterator[SetReport]:
 def _check(annotations: Path, folder: Path, missing: Sequence[str] = ()) -> SetReport:
     coco, notes = read_coco(annotations, folder), Problems()
     for image in coco.images:
-        _check_image(image, coco)
+        _check_image(image, coco, notes)
     objects = [thing for image in coco.images for thing in image.objects]
     found = Counter(coco.class_names[thing.label] for thing in objects if not thing.is_crowd)
     for name in coco.class_names:
@@ -101,8 +102,8 @@ def _check(annotations: Path, folder: Path, missing: Sequence[str] = ()) -> SetR
         "categories": len(coco.class_names),
     }
     problems = [*missing, *coco.problems.lines()]
-    if _look_like_corners(coco):
-        problems.insert(0, "the boxes look like corners [x1, y1, x2, y2]; COCO's are [x, y, width, height]")
+    if (problem := suspicion(coco)) is not None:
+        problems.insert(0, problem)
     lines = notes.lines()
     if counts["objects"] and not counts["objects with masks"]:
         lines.append("no masks: train with --set detector.name=retinanet")
@@ -110,52 +111,39 @@ def _check(annotations: Path, folder: Path, missing: Sequence[str] = ()) -> SetR
     return SetReport(annotations, folder, counts, per_class, problems, lines)
 
 
-def _look_like_corners(coco: CocoSet) -> bool:
-    """Whether all boxes make sense as [x1, y1, x2, y2], but many not as [x, y, width, height].
-
-    Read as sizes, corners leave the image unless the object's centre is both left of and above the image's.
-    """
-    pairs = [(thing.box, image) for image in coco.images for thing in image.objects]
-    outside = sum(_leaves(box, image) for box, image in pairs)
-    return 3 * outside > len(pairs) and not any(
-        right - left <= left or bottom - top <= top or _leaves((left, top, right - left, bottom - top), image)
-        for (left, top, right, bottom), image in pairs
-    )
-
-
-def _leaves(box: tuple[float, float, float, float], image: CocoImage) -> bool:
-    """Whether a box reaches beyond its image by more than a pixel."""
-    left, top, right, bottom = box
-    return left < -1 or top < -1 or right > image.width + 1 or bottom > image.height + 1
-
-
-def _check_image(entry: CocoImage, coco: CocoSet) -> None:
-    name = entry.path.name
+def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
+    name = printable(entry.path.name)
     try:
         image = read_image(entry.path)
     except ValueError as error:
         coco.problems.add("unreadable image", f"{name}: {str(error).removeprefix(f'{entry.path}: ')}")
         return
+    orientation = exif_orientation(entry.path)
     if image.size != (entry.width, entry.height):
         coco.problems.add(
             "image of another size than annotated",
-            f"{name} is {image.width}x{image.height}, not {entry.width}x{entry.height}{_turned(entry.path)}",
+            f"{name} is {image.width}x{image.height}, not {entry.width}x{entry.height}"
+            + (" (turned by its EXIF orientation)" if orientation > 4 else ""),
+        )
+    elif orientation > 1:
+        notes.add(
+            "image turned or mirrored by EXIF (boxes must fit the upright image; where its size stays, nothing "
+            "shows it)",
+            name,
         )
     if min(image.size) < LEAST_SIDE:
         coco.problems.add(f"image below {LEAST_SIDE} pixels", f"{name} is {image.width}x{image.height}")
+    boxes = Counter((thing.label, thing.box) for thing in entry.objects)
+    for (label, _), count in boxes.items():
+        if count > 1:
+            notes.add("box annotated more than once", f"{coco.class_names[label]} in {name}")
     for thing in entry.objects:
-        if _leaves(thing.box, entry):
+        if leaves(thing.box, entry):
             coco.problems.add("box that reaches beyond its image (it is cut off)", name)
         if thing.segmentation is not None:
             mask = decode(encode(thing.segmentation, entry.height, entry.width))
             if not mask.any():
                 coco.problems.add("empty mask", name)
-
-
-def _turned(path: Path) -> str:
-    """Whether the file says that it is to be shown turned, which annotations often ignore."""
-    with Image.open(path) as image:
-        return " (turned by its EXIF orientation)" if image.getexif().get(0x0112, 1) > 4 else ""
 
 
 def _folder_of(annotations: Path) -> Path:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from crossformerpp.data.images import exif_orientation
 from crossformerpp.data.mask_files import IGNORED
-from crossformerpp.data.segmentation import MaskedImages
+from crossformerpp.data.segmentation import MaskedImages, count_labels, lost_class
 from crossformerpp.data.split import Which
 
 _SHOWN = 5  # examples of each kind of problem
@@ -50,8 +51,9 @@ def check_masks(
     Args:
         track: Wraps the sample numbers, for a progress bar.
     """
-    pixels = np.zeros(len(source.class_names), np.int64)
+    pixels, ignored = np.zeros(len(source.class_names), np.int64), 0
     unusable: list[str] = []
+    turned: list[str] = []
     unlabelled: list[Path] = []
     for number in track(range(len(source))):
         try:
@@ -59,10 +61,13 @@ def check_masks(
         except ValueError as error:
             unusable.append(str(error))
             continue
-        known = labels[labels != IGNORED]
-        pixels += np.bincount(known, minlength=len(pixels))
-        if not known.size:
+        own = count_labels(labels, len(pixels))
+        pixels += own
+        ignored += int((labels == IGNORED).sum())
+        if not own.any():
             unlabelled.append(source.masks[number])
+        if exif_orientation(source.images[number]) in (2, 3, 4):
+            turned.append(source.names[number])
     counts = {
         "images": len(source),
         "images without a mask": len(source.without_mask),
@@ -75,8 +80,17 @@ def check_masks(
         *_some("are masks of no image", map(str, source.without_image)),
         *_some("have no labelled pixel", map(str, unlabelled)),
     ]
+    if (problem := lost_class(source, pixels, ignored)) is not None:
+        problems.insert(0, problem)
     unseen = [name for name, count in zip(source.class_names, pixels, strict=True) if not count]
-    notes = []
+    notes = [
+        *_some(
+            "images are turned by 180° or mirrored by EXIF (the masks must fit the upright image; their size "
+            "cannot tell)",
+            turned,
+        ),
+        *(f"left out {line}" for line in source.left_out.lines()),
+    ]
     if unseen:
         notes.append(f"{len(unseen)} of {len(pixels)} classes are never seen: {', '.join(unseen[:20])}")
     shares = (pixels / max(1, pixels.sum())).tolist()

@@ -1,8 +1,8 @@
 """Labelled images: the built-in digits, or any folder of class folders; tar files are in `data.tar_files`."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,19 +13,32 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import find_classes, make_dataset
 
 from crossformerpp.data.digits import NAMES, load_digits
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image
+from crossformerpp.data.files import find_files, find_folders, find_loose_files, warn_left_out
+from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shape
 from crossformerpp.data.mnist import load_mnist
-from crossformerpp.data.split import Which
+from crossformerpp.data.names import printable
+from crossformerpp.data.problems import Problems
+from crossformerpp.data.split import Which, split_folders
 
 
 class Names(Sequence[str]):
-    """Many short texts in one array: worker processes share it, where a list of strings would be copied."""
+    """Many short texts in one array: worker processes share it, where a list of strings would be copied.
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    Bytes that are no UTF-8, which file names may hold, are given back as Python reads them from the file system, or,
+    if `is_printable`, as escapes.
+    """
+
+    def __init__(self, texts: Sequence[str], is_printable: bool = False) -> None:
         self.encoded = np.array([text.encode("utf-8", "surrogateescape") for text in texts], dtype=bytes)
+        self.is_printable = is_printable
+
+    def as_printable(self) -> "Names":
+        """The same array, read as text for people."""
+        names = copy(self)
+        names.is_printable = True
+        return names
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -37,7 +50,8 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return self.encoded[index].decode("utf-8", "surrogateescape")
+        name = self.encoded[index].decode("utf-8", "surrogateescape")
+        return printable(name) if self.is_printable else name
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class LabelledImages:
         labels: Index into `class_names` per sample.
         names: What to call each sample in tables and errors.
         real_labels: Other right answers of each sample, none of them for samples that do not count.
+        is_drawn: Whether the split was drawn from one folder.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
@@ -70,6 +85,7 @@ class LabelledImages:
     class_names: list[str]
     names: Sequence[str]
     real_labels: list[list[int]] | None = None
+    is_drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,7 +99,10 @@ class LabelledImages:
         image = self.images[index]
         if isinstance(image, Image.Image):
             return image
-        return read_image(image, str(image) if isinstance(image, Path) else self.names[index])
+        name = printable(str(image)) if isinstance(image, Path) else self.names[index]
+        image = read_image(image, name)
+        require_shape(image, name)
+        return image
 
 
 def typical_side(source: LabelledImages, samples: int = 15) -> int:
@@ -194,36 +213,62 @@ def open_folder(
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    has_splits = (root / "train").is_dir() or (root / "val").is_dir()
-    folder = root / ("train" if which == "train" else "val") if has_splits else root
-    if not folder.is_dir():
-        raise ValueError(f"{root}: holds only one of train/ and val/; {folder.name}/ is missing")
+    splits = split_folders(root, holds_splits=_holds_classes)
+    if splits:
+        folder = splits.get("train" if which == "train" else "val")
+        if folder is None:
+            missing = "train" if which == "train" else "val"
+            raise ValueError(f"{root}: holds only one of train/ and val/; {missing}/ is missing")
+    else:
+        folder = root
     paths, labels, found = _scan(folder)
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
-    if not has_splits and which != "test":
+    is_drawn = not splits and which != "test"
+    if is_drawn:
         keep = _split(labels, val_fraction, seed, found, root)[which]
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
-    return LabelledImages(Files(root, names), labels, found, names)
+    return LabelledImages(Files(root, names), labels, found, names.as_printable(), is_drawn=is_drawn)
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder holds folders, rather than images of a class that is called train."""
+    return bool(find_folders(folder, Problems()))
 
 
 def _scan(folder: Path) -> tuple[list[Path], list[int], list[str]]:
-    try:
-        class_names, numbers = find_classes(folder)
-        samples = make_dataset(str(folder), numbers, extensions=IMAGE_EXTENSIONS, allow_empty=True)
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: expected one folder of images per class, found none") from None
-    if len(class_names) < 2:
-        raise ValueError(f"{folder}: a single class ({class_names[0]}); at least two are needed")
-    counts = Counter(label for _, label in samples)
-    empty = [name for number, name in enumerate(class_names) if not counts[number]]
-    if empty:
+    left_out = Problems()
+    folders = find_folders(folder, left_out)
+    for name in find_loose_files(folder, IMAGE_EXTENSIONS):
+        left_out.add("image outside the class folders", name)
+    if not folders:
         raise ValueError(
-            f"{folder}: no images in class {', '.join(empty)} (looked for {' '.join(IMAGE_EXTENSIONS)})"
+            f"{printable(str(folder))}: expected one folder of images per class, found none"
+            + (f" (left out {left_out})" if left_out.found else "")
         )
-    return [Path(path) for path, _ in samples], [label for _, label in samples], class_names
+    class_names = [printable(path.name) for path in folders]
+    if len(folders) < 2:
+        raise ValueError(f"{folder}: a single class ({class_names[0]}); at least two are needed")
+    paths: list[Path] = []
+    labels: list[int] = []
+    empty = []
+    for label, class_folder in enumerate(folders):
+        own = find_files(class_folder, IMAGE_EXTENSIONS, left_out, root=folder)
+        paths += own
+        labels += [label] * len(own)
+        if not own:
+            empty.append(class_names[label])
+    if empty:
+        looked = f"looked for {' '.join(IMAGE_EXTENSIONS)}"
+        more = f"; left out {left_out}" if left_out.found else ""
+        raise ValueError(f"{folder}: no images in class {', '.join(empty)} ({looked}{more})")
+    if len(set(class_names)) < len(class_names):
+        twice = next(name for name in class_names if class_names.count(name) > 1)
+        raise ValueError(f"{folder}: two folders are called {twice}, written in different ways; rename one")
+    warn_left_out(folder, left_out)
+    return paths, labels, class_names
 
 
 def relabel(source: Path, labels: list[int], found: list[str], wanted: list[str]) -> list[int]:

@@ -5,16 +5,17 @@ in pixels, a category, and for masks polygons or run lengths (RLE). Labels are n
 of the category ids.
 """
 
-import json
-import logging
-import math
-from collections import defaultdict
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from crossformerpp.data.masks import Segmentation
+from crossformerpp.data.coco_images import ID_TWICE, CocoImage, CocoObject, read_images
+from crossformerpp.data.coco_values import read_area, read_box, read_segmentation, whole
+from crossformerpp.data.names import printable, read_json
+from crossformerpp.data.problems import Problems
 
 Half = Literal["train", "val"]
 
@@ -28,59 +29,11 @@ _EXPORT_NAMES = {"train": "train", "val": "valid"}
 
 
 @dataclass(frozen=True)
-class CocoObject:
-    """One annotated object.
-
-    Attributes:
-        label: Number of its class, from 0.
-        box: (left, top, right, bottom) in pixels, as annotated: it may reach beyond the image.
-        area: In pixels, of the mask if there is one; COCO sorts objects into sizes by it.
-        is_crowd: A region of many objects: neither trained on nor counted as missed.
-        segmentation: Polygons (lists of x, y in turn) or RLE; None: no mask.
-    """
-
-    label: int
-    box: tuple[float, float, float, float]
-    area: float
-    is_crowd: bool = False
-    segmentation: Segmentation | None = None
-
-
-@dataclass(frozen=True)
-class CocoImage:
-    """An image file and what is in it, possibly nothing."""
-
-    id: int
-    path: Path
-    width: int
-    height: int
-    objects: tuple[CocoObject, ...] = ()
-
-
-@dataclass
-class Problems:
-    """What is wrong with a data set: kind → where, in the order found."""
-
-    found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, kind: str, where: str) -> None:
-        self.found[kind].append(where)
-
-    def lines(self, examples: int = 3) -> list[str]:
-        """One line per kind: how often, and the first places."""
-        lines = []
-        for kind, places in self.found.items():
-            more = ", …" if len(places) > examples else ""
-            lines.append(f"{len(places)} × {kind} ({', '.join(places[:examples])}{more})")
-        return lines
-
-
-@dataclass(frozen=True)
 class CocoSet:
     """A readable data set.
 
     Attributes:
-        images: Those whose file exists.
+        images: Those whose file exists, once each.
         class_names: By label.
         category_ids: By label; COCO's results are written with them.
         problems: What was left out.
@@ -134,22 +87,36 @@ def annotation_files(split: Half) -> str:
 def open_coco(
     annotations: Path, images: Path, *, class_names: Sequence[str] | None = None, with_masks: bool = False
 ) -> CocoSet:
-    """`read_coco` for training and evaluation: problems are logged, and a set of nothing is refused.
+    """`read_coco` for training and evaluation: what is left out is said, and a set of nothing is refused.
 
     Raises:
-        ValueError: As `read_coco`; or no image has its file, or no annotation can be used.
+        ValueError: As `read_coco`; or no image has its file, no annotation can be used, or several images have the same
+            id.
     """
     coco = read_coco(annotations, images, class_names=class_names, with_masks=with_masks)
-    if coco.problems.found:
-        logging.getLogger(__name__).warning(
-            "%s: left out %s", annotations, "; ".join(coco.problems.lines(examples=2))
+    if twice := coco.problems.found.get(ID_TWICE):
+        raise ValueError(
+            f"{annotations}: several images have the id {', '.join(twice[:5])}, so that nobody knows whose its objects "
+            "are; give each image an id of its own, or remove the others"
         )
+    if coco.problems.found:
+        lines = "; ".join(coco.problems.lines(examples=2))
+        warnings.warn(f"{printable(str(annotations))}: left out {lines}", stacklevel=2)
     if not coco.images:
         raise ValueError(f"{annotations}: none of its images is in {images}")
     if not any(thing for image in coco.images for thing in image.objects if not thing.is_crowd):
         left_out = "; ".join(coco.problems.lines()) or "it has none"
         raise ValueError(f"{annotations}: no annotation can be used ({left_out})")
+    if (problem := suspicion(coco)) is not None:
+        if all(max(_sides(thing)) <= 1.5 for image in coco.images for thing in image.objects):
+            raise ValueError(f"{annotations}: {problem}")  # no box would survive
+        warnings.warn(f"{printable(str(annotations))}: {problem}", stacklevel=2)
     return coco
+
+
+def _sides(thing: CocoObject) -> tuple[float, float]:
+    left, top, right, bottom = thing.box
+    return right - left, bottom - top
 
 
 def read_coco(
@@ -169,19 +136,21 @@ def read_coco(
     page = _read_page(annotations)
     problems = Problems()
     labels, names, ids = _read_categories(page["categories"], class_names, annotations)
-    known, present = _read_images(page["images"], images, problems)
-    objects: dict[int, list[CocoObject]] = {number: [] for number in present}
+    entries = read_images(page["images"], images, problems)
+    objects: dict[int, list[CocoObject]] = {number: [] for number in entries.present}
     num_masks = 0
     for position, entry in enumerate(page["annotations"]):
-        where = (
-            f"annotation {entry['id'] if isinstance(entry, dict) and 'id' in entry else f'no. {position}'}"
-        )
-        number = entry.get("image_id") if isinstance(entry, dict) else None
-        if not isinstance(number, int) or number not in known:
+        where = f"annotation {_named(entry, position)}"
+        number = whole(entry.get("image_id")) if isinstance(entry, dict) else None
+        if number in entries.ambiguous:
+            problems.add("annotation of an image id that is used twice", where)
+            continue
+        number = None if number is None else entries.first_id.get(number, number)
+        if number is None or number not in entries.known:
             problems.add("annotation of an unknown image", where)
             continue
-        thing = _read_object(entry, known[number], labels, problems, where)
-        if thing is None or number not in present:  # a missing image was counted already
+        thing = _read_object(entry, entries.known[number], labels, problems, where)
+        if thing is None or number not in objects:  # a missing image was counted already
             continue
         num_masks += thing.segmentation is not None
         if with_masks and thing.segmentation is None:
@@ -189,21 +158,48 @@ def read_coco(
             continue
         objects[number].append(thing)
     if with_masks and any(page["annotations"]) and not num_masks:
+        left_out = f" ({problems})" if problems.found else ""
         raise ValueError(
-            f"{annotations}: has no masks, which Mask R-CNN needs; train a RetinaNet, which needs boxes only: "
-            "--set detector.name=retinanet"
+            f"{annotations}: has no usable masks, which Mask R-CNN needs{left_out}; train a RetinaNet, which needs "
+            "boxes only: --set detector.name=retinanet"
         )
-    ready = [replace(known[number], objects=tuple(found)) for number, found in objects.items()]
+    ready = [replace(entries.known[number], objects=tuple(found)) for number, found in objects.items()]
     return CocoSet(ready, names, ids, problems)
 
 
+def suspicion(coco: CocoSet) -> str | None:
+    """What makes the boxes look like something other than [x, y, width, height] in pixels; None: nothing."""
+    pairs = [(thing.box, image) for image in coco.images for thing in image.objects]
+    if not pairs:
+        return None
+    if all(right <= 1.5 and bottom <= 1.5 and image.width > 2 for (_, _, right, bottom), image in pairs):
+        return (
+            "the boxes look like shares of the image, from 0 to 1; COCO's are in pixels: multiply x and width by the "
+            "image's width, y and height by its height"
+        )
+    outside = sum(leaves(box, image) for box, image in pairs)
+    # as corners all make sense, and as sizes many do not: corners read as sizes leave the image unless the object's
+    # centre is both left of and above the image's
+    if 3 * outside > len(pairs) and not any(
+        right - left <= left or bottom - top <= top or leaves((left, top, right - left, bottom - top), image)
+        for (left, top, right, bottom), image in pairs
+    ):
+        return "the boxes look like corners [x1, y1, x2, y2]; COCO's are [x, y, width, height]"
+    return None
+
+
+def leaves(box: tuple[float, float, float, float], image: CocoImage) -> bool:
+    """Whether a box reaches beyond its image by more than a pixel."""
+    left, top, right, bottom = box
+    return left < -1 or top < -1 or right > image.width + 1 or bottom > image.height + 1
+
+
+def _named(entry: Any, position: int) -> str:
+    return printable(str(entry["id"])) if isinstance(entry, dict) and "id" in entry else f"no. {position}"
+
+
 def _read_page(path: Path) -> dict[str, Any]:
-    try:
-        page = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+    page = read_json(path)
     missing = [
         key
         for key in ("images", "annotations", "categories")
@@ -218,13 +214,18 @@ def _read_categories(
     entries: list[Any], class_names: Sequence[str] | None, path: Path
 ) -> tuple[dict[int, int], list[str], list[int]]:
     """Category id → label, names by label, ids by label."""
-    try:
-        categories = sorted((int(entry["id"]), str(entry["name"])) for entry in entries)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: a category without a whole id or a name") from None
+    categories = []
+    for entry in entries:
+        number = whole(entry.get("id")) if isinstance(entry, dict) else None
+        if number is None or not isinstance(entry.get("name"), str | int):
+            raise ValueError(f"{path}: a category without a whole id or a name: {str(entry)[:100]}")
+        categories.append((number, printable(str(entry["name"]))))
+    categories.sort()
     ids, names = [number for number, _ in categories], [name for _, name in categories]
-    if len(set(ids)) < len(ids) or len(set(names)) < len(names):
-        raise ValueError(f"{path}: two categories have the same id or name")
+    for kind, values in (("id", ids), ("name", names)):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise ValueError(f"{path}: two categories have the same id or name: {kind} {twice[0]}")
     if not ids:
         raise ValueError(f"{path}: no categories")
     if class_names is None:
@@ -240,86 +241,29 @@ def _read_categories(
     return {number: label for label, number in enumerate(own)}, list(class_names), own
 
 
-def _read_images(
-    entries: list[Any], folder: Path, problems: Problems
-) -> tuple[dict[int, CocoImage], set[int]]:
-    """Sound entries by id, and the ids of those whose file exists."""
-    known: dict[int, CocoImage] = {}
-    present: set[int] = set()
-    listings: dict[Path, set[str]] = {}  # one look into a folder instead of one per file
-    for position, entry in enumerate(entries):
-        try:
-            image = CocoImage(
-                int(entry["id"]), folder / entry["file_name"], int(entry["width"]), int(entry["height"])
-            )
-        except (KeyError, TypeError, ValueError):
-            problems.add("image without id, file_name, width or height", f"image no. {position}")
-            continue
-        if min(image.width, image.height) < 1:
-            problems.add("image of no size", str(entry["file_name"]))
-        elif image.id in known:
-            problems.add("image id used twice", str(image.id))
-        else:
-            known[image.id] = image
-            parent = image.path.parent
-            if parent not in listings:
-                listings[parent] = {file.name for file in parent.iterdir()} if parent.is_dir() else set()
-            if image.path.name in listings[parent]:
-                present.add(image.id)
-            else:
-                problems.add("missing image", str(entry["file_name"]))
-    return known, present
-
-
 def _read_object(
     entry: dict[str, Any], image: CocoImage, labels: dict[int, int], problems: Problems, where: str
 ) -> CocoObject | None:
-    label = labels.get(entry["category_id"]) if isinstance(entry.get("category_id"), int) else None
+    number = whole(entry.get("category_id"))
+    label = None if number is None else labels.get(number)
     if label is None:
         problems.add("unknown category", where)
         return None
-    try:
-        x, y, width, height = (float(value) for value in entry["bbox"])
-    except (KeyError, TypeError, ValueError):
+    box = read_box(entry.get("bbox"))
+    if box is None:
         problems.add("box that is not [x, y, width, height]", where)
         return None
-    if not all(map(math.isfinite, (x, y, width, height))):
-        problems.add("box that is not [x, y, width, height]", where)
-        return None
+    x, y, width, height = box
     if width <= 0 or height <= 0:
         problems.add("degenerate box", where)
         return None
     if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
         problems.add("box outside its image", where)
         return None
-    area = entry.get("area")
     return CocoObject(
         label,
         (x, y, x + width, y + height),
-        float(area) if isinstance(area, int | float) and math.isfinite(area) and area > 0 else width * height,
-        bool(entry.get("iscrowd", 0)),
-        _read_segmentation(entry.get("segmentation"), image, problems, where),
+        read_area(entry.get("area")) or width * height,
+        whole(entry.get("iscrowd")) == 1,
+        read_segmentation(entry.get("segmentation"), (image.height, image.width), problems, where),
     )
-
-
-def _read_segmentation(value: Any, image: CocoImage, problems: Problems, where: str) -> Segmentation | None:
-    """What can be used of a mask; None where nothing can."""
-    if not value:
-        return None
-    if isinstance(value, dict):
-        if list(value.get("size", ())) != [image.height, image.width] or not value.get("counts"):
-            problems.add("mask of another size than its image", where)
-            return None
-        if isinstance(value["counts"], list) and sum(value["counts"]) != image.height * image.width:
-            problems.add("run lengths that do not add up to the image", where)
-            return None
-        return value
-    polygons = [p for p in value if isinstance(p, list)] if isinstance(value, list) else []
-    sound = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0 and all(map(_is_number, p))]
-    if len(sound) < len(value):
-        problems.add("polygon of fewer than 3 points", where)
-    return sound or None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

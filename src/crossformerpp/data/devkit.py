@@ -1,12 +1,13 @@
 """The labels of ImageNet's validation images: those that their tar file does not have, and ReaL's."""
 
-import json
 import re
 import tarfile
 from collections.abc import Sequence
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+
+from crossformerpp.data.names import read_class_names, read_json
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 LIST = "imagenet_2012_validation_synset_labels.txt"
@@ -21,7 +22,7 @@ def read_val_labels(root: Path) -> list[str]:
         ValueError: Neither is there, or the kit cannot be read.
     """
     if (root / LIST).is_file():
-        return (root / LIST).read_text(encoding="ascii").split()
+        return read_class_names(root / LIST)
     if not (root / DEVKIT).is_file():
         raise ValueError(f"{root}: the validation labels are missing; put {DEVKIT} or {LIST} there")
     from scipy.io import loadmat  # comes with scikit-learn
@@ -46,13 +47,15 @@ def read_real_labels(source: Path | str, names: Sequence[str]) -> list[list[int]
     Raises:
         ValueError: The file is not such a list, or an image is not one of ImageNet's validation images.
     """
-    page = (
-        files("timm.data") / "_info" / "imagenet_real_labels.json" if source == "imagenet" else Path(source)
-    )
+    page = Path(source)
+    if source == "imagenet":
+        page = Path(str(files("timm.data"))) / "_info" / "imagenet_real_labels.json"
     try:
-        labels = json.loads(page.read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data.real_labels: {page} cannot be read ({error})") from None
+        labels = read_json(page)
+    except ValueError as error:
+        raise ValueError(f"data.real_labels: {error}") from None
+    if not isinstance(labels, list) or not all(isinstance(several, list) for several in labels):
+        raise ValueError(f"data.real_labels: {page} is no list of lists of labels")
     found = []
     for name in names:
         match = re.search(r"ILSVRC2012_val_(\d{8})", name)

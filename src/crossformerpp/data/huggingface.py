@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crossformerpp.data.classification import LabelledImages, Names, relabel
+from crossformerpp.data.files import is_hidden
 from crossformerpp.data.split import Which
 
 SAVED = ("dataset_dict.json", "state.json")
@@ -31,7 +32,8 @@ class EncodedColumn(Sequence[BytesIO]):
 def is_huggingface(root: Path) -> bool:
     """Whether the folder is a copy of a Hugging Face data set."""
     is_saved = any((root / name).is_file() for name in SAVED)
-    return is_saved or any(root.glob("*.parquet")) or any(root.glob("data/*.parquet"))
+    tables = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
+    return is_saved or not all(is_hidden(path.name) for path in tables)
 
 
 def open_huggingface(root: Path, which: Which, class_names: list[str] | None = None) -> LabelledImages:

@@ -2,21 +2,36 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    _HEIC: tuple[str, ...] = ()
+else:
+    register_heif_opener()
+    _HEIC = (".heic", ".heif")
 
 # What a folder is searched for. Formats that run a program to be read (EPS) are left out on purpose.
 IMAGE_EXTENSIONS = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+    *((".avif",) if features.check("avif") else ()), *_HEIC,
 )  # fmt: skip
 Image.init()  # else Pillow knows a few formats only
 _FORMATS = tuple(
-    name for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF") if name in Image.OPEN
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+    if name in Image.OPEN
 )
 _LONGEST = 4  # times the short side, as far as a long image is enlarged
+_MAX_RATIO = 1000  # of the sides of an image whose short side is enlarged
+_AT_MOST_16_BITS = ("PNG", "PPM")  # formats whose grey Pillow opens with 32 bits where the file has 16
+_DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill of 16
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own hard limit: 179 million, half a GB as RGB
 
 
@@ -27,8 +42,8 @@ class UnusableImageError(ValueError):
 def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image as upright 8-bit RGB, whatever it was.
 
-    EXIF orientation is applied, CMYK and palettes are converted, 16-bit grey is scaled to 8 bits,
-    transparency is laid on white, of an animation the first frame is taken.
+    EXIF orientation is applied, CMYK and palettes are converted, transparency is laid on white, of an animation the
+    first frame is taken. 16-bit grey is scaled to 8 bits by the depth that its values fill (8, 10, 12, 14 or 16 bits).
 
     Args:
         source: A path, or an open binary file.
@@ -43,6 +58,7 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
             # our limit is twice the size at which Pillow begins to warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(source, formats=_FORMATS) as image:
+                is_cut = _is_cut_to_eight_bits(image)
                 image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: too large ({error}); the limit is {MAX_PIXELS:,} pixels") from None
@@ -51,21 +67,34 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
     except IsADirectoryError:
         raise ValueError(f"{name}: a folder, not an image") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image of a known format ({', '.join(_FORMATS)})") from None
+        hint = "" if _HEIC else "; pip install pillow-heif for HEIC"
+        raise ValueError(f"{name}: not an image of a known format ({', '.join(_FORMATS)}){hint}") from None
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
         raise ValueError(f"{name}: unreadable image: {error}") from None
-    return _to_rgb(ImageOps.exif_transpose(image), name)
+    try:
+        if image.mode == "F" or (image.mode == "I" and image.format not in _AT_MOST_16_BITS):
+            raise ValueError("32-bit grey of unknown range; save it with 8 or 16 bits")
+        upright = ImageOps.exif_transpose(image)
+        rgb = _to_rgb(upright)
+    except (ValueError, OSError, SyntaxError, KeyError) as error:
+        text = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"{name}: {text} (image mode {image.mode})") from None
+    if is_cut and np.asarray(rgb).max() < 16:
+        raise ValueError(
+            f"{name}: 16 bits a colour of which at most 12 are used; save it with 8 bits a colour"
+        )
+    return rgb
 
 
-def require_size(image: Image.Image, name: str, least: int = 32) -> None:
-    """Refuse an image whose shorter side is below `least` pixels.
+def require_shape(image: Image.Image, name: str) -> None:
+    """Refuse an image so long that enlarging its short side would fill the memory.
 
     Raises:
         ValueError: Names the image and its size.
     """
-    if min(image.size) < least:
+    if max(image.size) > _MAX_RATIO * min(image.size):
         raise ValueError(
-            f"{name}: {image.width}x{image.height} pixels; the network needs at least {least}x{least}"
+            f"{name}: {image.width}x{image.height} pixels; one side is more than {_MAX_RATIO} times the other"
         )
 
 
@@ -79,15 +108,45 @@ def scaled_size(size: Sequence[int], short_side: int | None, factor: float = 1.0
     return [max(1, int(length * factor + 0.5)) for length in size]
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{name}: 32-bit grey of unknown range; save it with 8 or 16 bits")
-        # 257 maps 0…65535 onto 0…255; Pillow's own conversion would clip at 255
-        image = Image.fromarray((values.astype(np.uint32) // 257).astype(np.uint8))
+def exif_orientation(path: Path) -> int:
+    """How a file says that it is to be turned and mirrored: 1 is not at all; 2, 3 and 4 keep width and height."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            return int(image.getexif().get(0x0112, 1))
+    except (ValueError, OSError, SyntaxError, TypeError):
+        return 1
+
+
+def _is_cut_to_eight_bits(image: Image.Image) -> bool:
+    """Whether Pillow keeps only the upper 8 of 16 bits of each colour of this file."""
+    return image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(
+        ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """16 bits of grey -> 8, by the depth that the values fill: 12-bit data in 16 bits would else be nearly black."""
+    highest = int(values.max())
+    depth = next(depth for depth in _DEPTHS if highest < 1 << depth)
+    if depth not in (8, 16):
+        _warn_of_depth(depth)
+    return (values.astype(np.uint32) * 255 // ((1 << depth) - 1)).astype(np.uint8)
+
+
+@cache
+def _warn_of_depth(depth: int) -> None:
+    warnings.warn(
+        f"16-bit images without a value above {(1 << depth) - 1} are read as {depth}-bit data; where that is wrong, "
+        "save them with 8 bits",
+        stacklevel=2,
+    )

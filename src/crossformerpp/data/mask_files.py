@@ -4,12 +4,15 @@ In memory a mask is H × W of int16: the label of each pixel, from 0, or IGNORED
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from crossformerpp.data.names import printable, read_text
 
 IGNORED = -1  # what a pixel without a class reads as; it counts nowhere
 MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # formats that lose nothing
@@ -35,14 +38,15 @@ class MaskCode:
     Attributes:
         num_classes: K; labels are 0 … K − 1.
         ignore_value: The value of pixels to ignore in index masks.
-        first: The value that means label 0. ADE20K's is 1, with 0 to ignore.
         palette: For masks of colours.
+        values: The value of each label in index masks; None: 0, 1, …, K − 1. ADE20K's are 1 … 150, with 0 to
+            ignore. What is a label's value is not ignored.
     """
 
     num_classes: int
     ignore_value: int = 255
-    first: int = 0
     palette: Palette | None = None
+    values: tuple[int, ...] | None = None
 
     def read(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         """The labels in a mask file, H × W of int16.
@@ -62,28 +66,38 @@ class MaskCode:
         is_coloured = mask.mode in ("RGB", "RGBA") or (mask.mode == "P" and self.palette is not None)
         if is_coloured:
             return self._from_colors(np.asarray(mask.convert("RGB")), path)
+        if mask.mode in ("LA", "La", "PA"):  # grey or palette with transparency, which means nothing here
+            mask = mask.getchannel(0)
         if mask.mode not in ("1", "L", "P") and not mask.mode.startswith("I"):
             raise ValueError(f"{path}: a mask of mode {mask.mode}; save it as an 8-bit PNG of labels")
         return self._from_values(np.asarray(mask).astype(np.int64), path)
 
     def _from_values(self, values: np.ndarray, path: Path) -> np.ndarray:
-        labels = values - self.first
-        ignored = values == self.ignore_value
-        labels[ignored] = IGNORED
-        wrong = (labels < 0) & ~ignored | (labels >= self.num_classes)
+        own = np.arange(self.num_classes) if self.values is None else np.asarray(self.values)
+        known = np.append(own, self.ignore_value)
+        labels = np.append(np.arange(self.num_classes), IGNORED)
+        order = np.argsort(known, kind="stable")  # of equal ones the label comes first
+        known, labels = known[order], labels[order]
+        place = np.searchsorted(known, values).clip(max=len(known) - 1)
+        wrong = known[place] != values
         if wrong.any():
             found = ", ".join(map(str, np.unique(values[wrong])[:5]))
-            last = self.first + self.num_classes - 1
+            meant = f"{own[0]} to {own[-1]}" if (np.diff(own) == 1).all() else ", ".join(map(str, own[:20]))
             raise ValueError(
-                f"{path}: value {found} is no label; with {self.num_classes} classes labels are "
-                f"{self.first} to {last}, and {self.ignore_value} is ignored"
+                f"{path}: value {found} is no label; with {self.num_classes} classes labels are {meant}, and "
+                f"{self.ignore_value} is ignored"
             )
-        return labels.astype(np.int16)
+        return labels[place].astype(np.int16)
 
     def _from_colors(self, pixels: np.ndarray, path: Path) -> np.ndarray:
         if self.palette is None:
+            if (pixels == pixels[..., :1]).all():
+                raise ValueError(
+                    f"{path}: an index mask saved as colours, all three channels are equal; make it one channel "
+                    "(Pillow: mask.convert('L').save(…))"
+                )
             raise ValueError(
-                f"{path}: a mask of colours needs a palette: say --set data.palette=FILE.csv, or --palette FILE.csv "
+                f"{path}: a mask of colours needs a palette: pass --set data.palette=FILE.csv, or --palette FILE.csv "
                 "to `data check`"
             )
         colors = [*self.palette.colors, *self.palette.ignored]
@@ -111,17 +125,17 @@ def read_palette(path: Path) -> Palette:
     Raises:
         ValueError: No such file, no such table, a colour or name twice, or fewer than two classes.
     """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such palette")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [{k.strip().lower(): v for k, v in row.items() if k} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such palette") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        rows = [{k.strip().lower(): v for k, v in row.items() if k} for row in table]
+    except csv.Error as error:
         raise ValueError(f"{path}: unreadable palette: {error}") from None
     palette = Palette([], [], [])
     for number, row in enumerate(rows, 2):
         try:
-            name = row["name"].strip()
+            name = printable(row["name"].strip())
             red, green, blue = (int(row[channel]) for channel in "rgb")
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{path}, line {number}: expected a table with the heading name,r,g,b") from None

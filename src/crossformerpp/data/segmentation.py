@@ -3,29 +3,33 @@
 Layouts, where a mask has its image's name but its extension:
 
     ADE20K   images/{training,validation}/*.jpg    annotations/{training,validation}/*.png
-    others   images/{train,val}/*                  masks/{train,val}/*
-    or       images/*                              masks/*          (split by `val_fraction`)
+    others   images/{train,val}/*                  masks/{train,val}/*   (or other names, see `split_folders`)
+    or       images/*                              masks/*               (split by `val_fraction`)
 
 Folders below these are searched too. `classes.txt` beside them names the labels, one a line, from label 0 on.
 """
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from crossformerpp.data import ade20k
+from crossformerpp.data.files import find_files, warn_left_out
 from crossformerpp.data.images import IMAGE_EXTENSIONS, UnusableImageError, read_image
 from crossformerpp.data.mask_files import (
+    IGNORED,
     MASK_EXTENSIONS,
     MAX_CLASSES,
     MaskCode,
     read_palette,
 )
-from crossformerpp.data.split import Which
+from crossformerpp.data.names import printable, read_class_names
+from crossformerpp.data.problems import Problems
+from crossformerpp.data.split import Which, split_folders
 
 _WHOLE: Which = "test"
 _ADE_SPLITS = {"train": "training", "val": "validation", "test": "validation"}
@@ -39,6 +43,8 @@ class MaskedImages:
         names: What to call each sample: its path below the folder of images.
         without_mask: Images that have none, and are left out.
         without_image: Masks that have none.
+        left_out: Other files in the folders.
+        is_drawn: Whether the split was drawn from one folder.
     """
 
     images: list[Path]
@@ -48,6 +54,8 @@ class MaskedImages:
     code: MaskCode
     without_mask: list[Path]
     without_image: list[Path]
+    left_out: Problems
+    is_drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,7 +90,7 @@ def open_ade20k(root: Path, which: Which) -> MaskedImages:
             f"{root}: expected ADE20K's images/{folder} and annotations/{folder} in it (the folder "
             "ADEChallengeData2016)"
         )
-    code = MaskCode(len(ade20k.NAMES), ignore_value=0, first=1)
+    code = MaskCode(len(ade20k.NAMES), ignore_value=0, values=tuple(range(1, 151)))
     pairs = _pair(root / "images" / folder, root / "annotations" / folder)
     return _assemble(pairs, ade20k.NAMES, code)
 
@@ -94,6 +102,7 @@ def open_folder(
     class_names: list[str] | None = None,
     palette: Path | None = None,
     ignore_value: int = 255,
+    values: Sequence[int] | None = None,
     val_fraction: float = 0.2,
     seed: int = 0,
     trained: list[str] | None = None,
@@ -103,6 +112,7 @@ def open_folder(
     Args:
         class_names: By label; default: the palette's, or those of classes.txt.
         palette: Table of colours for masks of colours.
+        values: Of each label in the mask files; default: 0, 1, …
         trained: Names that a trained model knows; the folder's must be these, or none.
 
     Raises:
@@ -112,21 +122,64 @@ def open_folder(
         raise ValueError(f"{root}: no such folder")
     table = None if palette is None else read_palette(palette)
     names = _class_names(root, class_names, None if table is None else table.names, trained)
-    code = MaskCode(len(names), ignore_value, palette=table)
+    if values is not None and len(values) != len(names):
+        raise ValueError(f"data.mask_values has {len(values)} values for {len(names)} classes")
+    code = MaskCode(len(names), ignore_value, palette=table, values=None if values is None else tuple(values))
     images, masks = root / "images", root / "masks"
     for folder in (images, masks):
         if not folder.is_dir():
             raise ValueError(f"{root}: expected the folders images and masks in it, found no {folder.name}")
-    halves = [half for half in ("train", "val") if (images / half).is_dir()]
+    halves = split_folders(images)
     if halves:
-        half = "train" if which == "train" else "val"
+        half: Which = "train" if which == "train" else "val"
         if half not in halves:
-            raise ValueError(f"{images}: there is no {half}/ beside {halves[0]}/")
-        return _assemble(_pair(images / half, masks / half), names, code)
+            raise ValueError(f"{images}: there is no {half}/ beside {next(iter(halves.values())).name}/")
+        labelled = split_folders(masks).get(half, masks / halves[half].name)
+        return _assemble(_pair(halves[half], labelled), names, code)
     pairs = _pair(images, masks)
     if which != "test":
         pairs = _split(pairs, which, val_fraction, seed, root)
-    return _assemble(pairs, names, code)
+    return _assemble(pairs, names, code, is_drawn=which != "test")
+
+
+def warn_of_values(source: MaskedImages, samples: int = 16) -> None:
+    """Warn if some masks, spread over the data, hold a single class beside what is ignored: 0 and 255, mostly."""
+    pixels, ignored = np.zeros(len(source.class_names), np.int64), 0
+    for number in sorted({number * len(source) // samples for number in range(samples)}):
+        try:
+            _, labels = source.open(number)
+        except UnusableImageError:
+            continue  # said when it is its turn
+        pixels += count_labels(labels, len(pixels))
+        ignored += int((labels == IGNORED).sum())
+    if (problem := lost_class(source, pixels, ignored)) is not None:
+        warnings.warn(
+            f"{source.masks[0].parent}: of {min(samples, len(source))} masks, {problem}", stacklevel=2
+        )
+
+
+def count_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K,) pixels of each class."""
+    return np.bincount(labels[labels != IGNORED], minlength=num_classes)
+
+
+def lost_class(source: MaskedImages, pixels: np.ndarray, ignored: int) -> str | None:
+    """What is wrong with masks in which one class at most is left beside ignored pixels; None: nothing.
+
+    Args:
+        pixels: (K,) pixels of each class.
+        ignored: Pixels that are ignored.
+    """
+    seen = np.flatnonzero(pixels)
+    if len(seen) > 1 or not ignored or source.code.palette is not None:
+        return None
+    share = ignored / (ignored + int(pixels.sum()))
+    only = f"only class {source.class_names[seen[0]]} is seen" if len(seen) else "no class is seen"
+    value = source.code.ignore_value
+    return (
+        f"{only}: the other {share:.0%} of the pixels have the value {value}, which is ignored. If it means a class, "
+        f"pass --set data.mask_values=[0,{value}] (`data check`: --mask-values 0,{value}), the value of each class"
+    )
 
 
 def has_masks(root: Path) -> bool:
@@ -134,7 +187,9 @@ def has_masks(root: Path) -> bool:
     return is_ade20k(root) or (root / "masks").is_dir()
 
 
-def open_splits(root: Path, palette: Path | None = None) -> Iterator[tuple[Which, MaskedImages]]:
+def open_splits(
+    root: Path, palette: Path | None = None, ignore_value: int = 255, values: Sequence[int] | None = None
+) -> Iterator[tuple[Which, MaskedImages]]:
     """The splits that a folder for segmentation has; "test" is all of one that has none.
 
     Raises:
@@ -146,9 +201,9 @@ def open_splits(root: Path, palette: Path | None = None) -> Iterator[tuple[Which
             if (root / "images" / _ADE_SPLITS[which]).is_dir():
                 yield which, open_ade20k(root, which)
         return
-    halves = [which for which in splits if (root / "images" / which).is_dir()]
+    halves = split_folders(root / "images") if (root / "images").is_dir() else {}
     for which in halves or [_WHOLE]:
-        yield which, open_folder(root, which, palette=palette)
+        yield which, open_folder(root, which, palette=palette, ignore_value=ignore_value, values=values)
 
 
 @dataclass(frozen=True)
@@ -157,6 +212,7 @@ class _Pairs:
     found: list[tuple[Path, Path]]
     without_mask: list[Path]
     without_image: list[Path]
+    left_out: Problems
 
 
 def _pair(images: Path, masks: Path) -> _Pairs:
@@ -164,24 +220,34 @@ def _pair(images: Path, masks: Path) -> _Pairs:
     for folder in (images, masks):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
-    pictures = _find(images, IMAGE_EXTENSIONS)
-    labels = _find(masks, MASK_EXTENSIONS)
+    left_out, left_out_masks = Problems(), Problems()
+    pictures = _find(images, IMAGE_EXTENSIONS, left_out)
+    labels = _find(masks, MASK_EXTENSIONS, left_out_masks)
     if not pictures:
-        raise ValueError(f"{images}: no images (looked for {' '.join(IMAGE_EXTENSIONS)})")
+        more = f"; left out {left_out}" if left_out.found else ""
+        raise ValueError(f"{images}: no images (looked for {' '.join(IMAGE_EXTENSIONS)}{more})")
     found = [(pictures[stem], labels[stem]) for stem in pictures if stem in labels]
     if not found:
         first = next(iter(pictures.values()))
-        raise ValueError(f"{masks}: no mask belongs to an image; {first.name} needs {first.stem}.png there")
+        more = f" (left out {left_out_masks}; formats that keep labels: {' '.join(MASK_EXTENSIONS)})"
+        raise ValueError(
+            f"{masks}: no mask belongs to an image; {first.name} needs {first.stem}.png there"
+            + (more if left_out_masks.found else "")
+        )
+    for folder, problems in ((images, left_out), (masks, left_out_masks)):
+        warn_left_out(folder, problems)
+    for kind, places in left_out_masks.found.items():
+        left_out.found[kind] += places
     without_mask = [path for stem, path in pictures.items() if stem not in labels]
     without_image = [path for stem, path in labels.items() if stem not in pictures]
-    return _Pairs(images, found, without_mask, without_image)
+    return _Pairs(images, found, without_mask, without_image, left_out)
 
 
-def _find(folder: Path, extensions: tuple[str, ...]) -> dict[Path, Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in extensions)
-    found: dict[Path, Path] = {}
-    for path in files:
-        stem = path.relative_to(folder).with_suffix("")
+def _find(folder: Path, extensions: tuple[str, ...], left_out: Problems) -> dict[str, Path]:
+    """Files by their path below the folder without extension, as `printable` writes it: Macs write é differently."""
+    found: dict[str, Path] = {}
+    for path in sorted(find_files(folder, extensions, left_out)):
+        stem = printable(path.relative_to(folder).with_suffix("").as_posix())
         if stem in found:
             raise ValueError(f"{path} and {found[stem].name} would share a mask; rename one")
         found[stem] = path
@@ -194,12 +260,10 @@ def _split(pairs: _Pairs, which: Which, val_fraction: float, seed: int, root: Pa
     if num_val >= len(order):
         raise ValueError(f"{root}: {len(order)} image(s) with a mask cannot be split into train and val")
     chosen = order[:num_val] if which == "val" else order[num_val:]
-    return _Pairs(
-        pairs.folder, [pairs.found[i] for i in sorted(chosen)], pairs.without_mask, pairs.without_image
-    )
+    return replace(pairs, found=[pairs.found[i] for i in sorted(chosen)])
 
 
-def _assemble(pairs: _Pairs, names: list[str], code: MaskCode) -> MaskedImages:
+def _assemble(pairs: _Pairs, names: list[str], code: MaskCode, is_drawn: bool = False) -> MaskedImages:
     if pairs.without_mask:
         warnings.warn(
             f"{len(pairs.without_mask)} of {len(pairs.found) + len(pairs.without_mask)} images have no mask "
@@ -209,11 +273,13 @@ def _assemble(pairs: _Pairs, names: list[str], code: MaskCode) -> MaskedImages:
     return MaskedImages(
         images=[image for image, _ in pairs.found],
         masks=[mask for _, mask in pairs.found],
-        names=[image.relative_to(pairs.folder).as_posix() for image, _ in pairs.found],
+        names=[printable(image.relative_to(pairs.folder).as_posix()) for image, _ in pairs.found],
         class_names=names,
         code=code,
         without_mask=pairs.without_mask,
         without_image=pairs.without_image,
+        left_out=pairs.left_out,
+        is_drawn=is_drawn,
     )
 
 
@@ -234,8 +300,7 @@ def _class_names(
                 f"{root}: what are the classes called? Write their names into {listed.name} there, one a "
                 "line from label 0 on (`train` also takes --set data.class_names=[background,…])"
             )
-        lines = listed.read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = read_class_names(listed)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not 2 <= len(names) <= MAX_CLASSES:
         problem = f"{', '.join(twice)} twice" if twice else f"{len(names)} class(es); at least two are needed"

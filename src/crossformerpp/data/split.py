@@ -1,13 +1,22 @@
-"""One split of a data set as the engine wants it."""
+"""One split of a data set as the engine wants it, and the folders that splits lie in."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from torch.utils.data import Dataset, default_collate
 
+from crossformerpp.data.files import find_folders
+from crossformerpp.data.problems import Problems
+
 # "test" is what `eval --data FOLDER` opens: the folder's val/ if it has one, else all of it
 Which = Literal["train", "val", "test"]
+
+
+_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+_TEST_FOLDERS = ("test", "testing")  # of use for validation where there is nothing else
 
 
 @dataclass(frozen=True)
@@ -22,9 +31,47 @@ class Split:
         class_names: In the order of the labels.
         collate: List of samples to a batch.
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
+        names: What the samples are called, to tell whether the data changed.
+        is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
     """
 
     dataset: Dataset
     class_names: list[str]
     collate: Callable[[list[Any]], Any] = default_collate
     groups: Sequence[int] | None = None
+    names: Sequence[str] = ()
+    is_drawn: bool = False
+
+
+def split_folders(
+    root: Path, *, holds_splits: Callable[[Path], bool] = lambda folder: True
+) -> dict[Which, Path]:
+    """The folders of "train" and "val" in a folder, by the names that data sets give them, in any case.
+
+    Without a folder for validation, one for tests is taken, with a warning. None of both: the folder has no splits.
+
+    Args:
+        holds_splits: Whether such a folder is one of a split rather than of something else of this name.
+
+    Raises:
+        ValueError: Two folders claim to be the same split.
+    """
+    by_name: dict[str, list[Path]] = {}
+    for folder in find_folders(root, Problems()):
+        by_name.setdefault(folder.name.lower(), []).append(folder)
+
+    def one_of(names: Sequence[str]) -> Path | None:
+        found = [folder for name in names for folder in by_name.get(name, []) if holds_splits(folder)]
+        if len(found) > 1:
+            raise ValueError(f"{root}: both {found[0].name}/ and {found[1].name}/ are there; which is meant?")
+        return found[0] if found else None
+
+    splits: dict[Which, Path | None] = {"train": one_of(_FOLDERS["train"]), "val": one_of(_FOLDERS["val"])}
+    if splits["train"] is not None and splits["val"] is None and (test := one_of(_TEST_FOLDERS)) is not None:
+        warnings.warn(
+            f"{root}: no val/ beside {splits['train'].name}/; {test.name}/ is used for validation, so that its "
+            "figures also choose the best checkpoint",
+            stacklevel=2,
+        )
+        splits["val"] = test
+    return {which: folder for which, folder in splits.items() if folder is not None}

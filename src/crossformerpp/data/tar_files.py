@@ -18,7 +18,9 @@ import numpy as np
 
 from crossformerpp.data.classification import LabelledImages, Names, relabel
 from crossformerpp.data.devkit import read_val_labels
+from crossformerpp.data.files import is_hidden
 from crossformerpp.data.images import IMAGE_EXTENSIONS
+from crossformerpp.data.names import printable, read_class_names
 from crossformerpp.data.split import Which
 from crossformerpp.data.writing import cache_folder, replacing
 
@@ -94,12 +96,13 @@ def open_shards(root: Path, which: Which, class_names: list[str] | None = None) 
             f"{root}: shards of one split only; *{'train' if which == 'train' else 'val'}*.tar missing"
         )
     page = root / "classes.txt"
-    listed = page.read_text(encoding="utf-8").split("\n") if page.is_file() else []
-    return _labelled(shards, _samples, [name.strip() for name in listed if name.strip()] or None, class_names)
+    listed = read_class_names(page) if page.is_file() else []
+    return _labelled(shards, _samples, listed or None, class_names)
 
 
 def _shards(root: Path, which: str) -> list[Path]:
-    return sorted(root.glob(f"*{which}*.tar")) or sorted((root / which).glob("*.tar"))
+    found = sorted(root.glob(f"*{which}*.tar")) or sorted((root / which).glob("*.tar"))
+    return [path for path in found if not is_hidden(path.name)]
 
 
 def _labelled(
@@ -117,7 +120,7 @@ def _labelled(
     """
     indices = [_index(path, search) for path in tars]
     names = np.concatenate([index["names"] for index in indices])
-    texts = np.concatenate([index["labels"] for index in indices]).astype(str)
+    texts = np.char.decode(np.concatenate([index["labels"] for index in indices]), "utf-8")
     tar = np.repeat(np.arange(len(tars), dtype=np.int32), [len(index["names"]) for index in indices])
     offsets, sizes = (np.concatenate([index[key] for index in indices]) for key in ("offsets", "sizes"))
     if not len(names):
@@ -138,7 +141,12 @@ def _labelled(
         as_list, classes = relabel(tars[0].parent, as_list, classes, class_names), class_names
     if len(classes) < 2:
         raise ValueError(f"{tars[0].parent}: a single class ({classes[0]}); at least two are needed")
-    return LabelledImages(members, as_list, classes, Names([name.decode() for name in names]))
+    return LabelledImages(
+        members,
+        as_list,
+        classes,
+        Names([name.decode("utf-8", "surrogateescape") for name in names]).as_printable(),
+    )
 
 
 def _named(root: Path, numbers: np.ndarray, listed: list[str] | None) -> tuple[list[str], np.ndarray]:
@@ -167,10 +175,10 @@ def _index(path: Path, search: Callable[[Path], Iterator[Found]]) -> dict[str, n
         raise ValueError(f"{path}: ends early or is damaged ({error})") from None
     columns = list(zip(*found, strict=True)) or [(), (), (), ()]
     index = {
-        "names": np.array([name.encode() for name in columns[0]], dtype=bytes),
+        "names": np.array([name.encode("utf-8", "surrogateescape") for name in columns[0]], dtype=bytes),
         "offsets": np.array(columns[1], dtype=np.int64),
         "sizes": np.array(columns[2], dtype=np.int64),
-        "labels": np.array([label.encode() for label in columns[3]], dtype=bytes),
+        "labels": np.array([printable(label).encode() for label in columns[3]], dtype=bytes),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,9 +190,9 @@ def _index(path: Path, search: Callable[[Path], Iterator[Found]]) -> dict[str, n
 
 
 def _members(tar: Any, size: int) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar file of `size` bytes."""
+    """The files of a tar file of `size` bytes, but those of systems, as macOS packs them beside each of its own."""
     while (member := tar.next()) is not None:
-        if member.isfile():
+        if member.isfile() and not any(map(is_hidden, PurePosixPath(member.name).parts)):
             yield member
         tar.members.clear()  # a million of them would fill the memory
     if size < tar.offset + END_BLOCK:

@@ -1,11 +1,17 @@
 """Write results so that nothing is ever half there and nothing is lost unasked."""
 
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from PIL import Image
+
+UNFINISHED = ".{name}.{pid}.unfinished"  # beside what it will replace
 
 
 @contextmanager
@@ -15,21 +21,86 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: The disk is full or the folder cannot be written; `path` is as it was.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    with replacing_path(path) as unfinished, unfinished.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing_path(path: Path) -> Iterator[Path]:
+    """A temporary path, for writers that open files themselves; what they wrote takes the place of `path` at once.
+
+    Raises:
+        OSError: As `replacing`.
+    """
+    unfinished = _unfinished(path, path.parent)
     try:
-        with unfinished.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield unfinished
         unfinished.replace(path)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder whose files take their places in `folder` when all of them are complete.
+
+    A new folder appears at once. In one that exists, files of the same name are replaced one by one.
+
+    Raises:
+        OSError: As `replacing`; `folder` is as it was.
+    """
+    is_new = not folder.exists()
+    if is_new:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = _unfinished(folder, folder.parent if is_new else folder)
+    try:
+        draft.mkdir()
+        yield draft
+        if is_new:
+            draft.replace(folder)
+        else:
+            _move_files(draft, folder)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half written anywhere in a folder that nobody else writes to."""
+    for unfinished in list(folder.rglob(UNFINISHED.format(name="*", pid="*"))):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write plain data as indented JSON."""
+    """Write plain data as indented JSON; see `to_json`."""
     with replacing(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(f"{to_json(content)}\n".encode("utf-8", "backslashreplace"))
+
+
+def to_json(content: Any, ascii_only: bool = False) -> str:
+    """Plain data as indented JSON. JSON has no NaN and no infinity: they become null.
+
+    A file name that is no UTF-8 is text with lone surrogates, of which `backslashreplace` makes JSON's own escapes.
+    """
+    return json.dumps(_with_null(content), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG."""
+    with replacing(path) as file:
+        picture.save(file, "PNG")
 
 
 def claim_folder(folder: Path, overwrite: bool) -> Path:
@@ -38,12 +109,20 @@ def claim_folder(folder: Path, overwrite: bool) -> Path:
     Raises:
         ValueError: It holds something already, and `overwrite` does not allow to replace files in it.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"{folder} exists; choose another --out, or say --overwrite")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; choose another --out")
+    refuse_taken(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def refuse_taken(folder: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: As `claim_folder`.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"{folder} exists; choose another --out, or pass --overwrite")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; choose another --out")
 
 
 def cache_folder() -> Path:
@@ -58,3 +137,27 @@ def fresh_folder(base: Path) -> Path:
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
+
+
+def _unfinished(path: Path, folder: Path) -> Path:
+    return folder / UNFINISHED.format(name=path.name, pid=os.getpid())
+
+
+def _move_files(source: Path, destination: Path) -> None:
+    for path in sorted(source.iterdir()):
+        target = destination / path.name
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+            _move_files(path, target)
+        else:
+            path.replace(target)
+
+
+def _with_null(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, dict):
+        return {key: _with_null(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_null(value) for value in content]
+    return content

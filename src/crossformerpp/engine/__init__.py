@@ -32,15 +32,12 @@ and the batches in an epoch. Both iteration-based and epoch-based recipes are th
 starting it at another number.
 """
 
-import json
 import logging
-import re
-import shlex
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +46,10 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from crossformerpp.data.images import UnusableImageError
+from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.sampling import num_samples
-from crossformerpp.data.writing import replacing, write_json
+from crossformerpp.data.split import Split
+from crossformerpp.data.writing import replacing_folder, write_json
 from crossformerpp.engine import processes
 from crossformerpp.engine.callbacks import (
     Log,
@@ -62,7 +60,8 @@ from crossformerpp.engine.callbacks import (
     StopOnSignal,
     TrainingInterruptedError,
 )
-from crossformerpp.engine.changes import changes
+from crossformerpp.engine.changes import changes, data_change, data_mark
+from crossformerpp.engine.errors import said_plainly
 from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
 from crossformerpp.engine.inside import LogInside
 from crossformerpp.engine.loaders import RunData, first_batch
@@ -74,7 +73,7 @@ from crossformerpp.tasks import find_task
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
-from crossformerpp.tasks.saved import KEY, open_saved, read_training_state
+from crossformerpp.tasks.saved import open_saved
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
@@ -94,7 +93,7 @@ def train(
 
     Raises:
         ValueError: The recipe, the data or the folder cannot be used; nothing was written.
-        UnusableImageError: An image or mask cannot be used; `resume(out)` goes on once it is mended.
+        UnusableImageError: An image or mask cannot be used; `resume(out)` goes on once it is fixed.
         LossNotFiniteError: The loss became NaN or infinite.
         TrainingInterruptedError: Ctrl-C or SIGTERM; `resume(out)` goes on.
     """
@@ -102,13 +101,14 @@ def train(
     if is_first():
         run.check(overwrite)
     module, data = _prepare(recipe)
-    if is_first():
-        run.create(dump_recipe(recipe), overwrite)
-        write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
-        if module.started_from is not None:
-            print(module.started_from, file=sys.stderr)
-    _fit(module, data, run)
-    return evaluate(out, out=out)
+    with _locked(run):
+        if is_first():
+            run.create(dump_recipe(recipe), overwrite)
+            write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
+            if module.started_from is not None:
+                print(module.started_from, file=sys.stderr)
+        _fit(module, data, run)
+        return evaluate(out, out=out)
 
 
 def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
@@ -129,18 +129,27 @@ def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
         raise ValueError(f"{out}: not a run (no recipe.yaml in it)")
     if not run.last.is_file():
         raise ValueError(f"{out}: stopped before its first checkpoint; begin again with --overwrite")
-    state = read_training_state(run.last)
+    with _locked(run):
+        return _go_on(run, overrides)
+
+
+def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
+    out = run.path
+    saved = open_saved(run.last)
     recipe = load_recipe(str(run.recipe), overrides)
-    changed = changes(open_saved(run.last).recipe, recipe)
-    module, data = _prepare(recipe, state[KEY]["class_names"])
-    about = json.loads(run.about.read_text(encoding="utf-8"))
-    if (before := about["train_samples"]) != (now := _sizes(module, data)["train_samples"]):
+    changed = changes(saved.recipe, recipe)
+    module, data = _prepare(recipe, saved.class_names)
+    about = read_json(run.about) if run.about.is_file() else {}
+    about = about if isinstance(about, dict) else {}  # an editor spoilt it; the run does not need it
+    noted = saved.data.get("train", {"samples": about["train_samples"]} if "train_samples" in about else None)
+    assert data.train is not None
+    if (text := data_change(noted, data.train)) is not None:
         raise ValueError(
-            f"{out}: began with {before} training samples, now there are {now}, so that it cannot go on as if "
-            "nothing had happened; begin a new run with --set model.checkpoint=RUN"
+            f"{out}: its training data changed ({text}), so that it cannot go on as if nothing had happened; put them "
+            "back, or begin a new run with --set model.checkpoint=RUN"
         )
-    data.start_step = state[KEY]["step"]
-    del state  # the trainer reads it again; do not hold it twice
+    data.start_step = saved.step
+    del saved  # the trainer reads it again; do not hold it twice
     if is_first():
         run.sweep()
         assert module.plan is not None
@@ -148,12 +157,18 @@ def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
             print(f"{out} has finished; it is only evaluated again", file=sys.stderr)
         for text in changed:
             print(f"changed since the last checkpoint: {text}", file=sys.stderr)
-        with replacing(run.recipe) as file:
-            file.write(dump_recipe(recipe).encode())
-        about.setdefault("resumed", []).append({"step": data.start_step, "changed": changed})
-        write_json(run.about, about)
+        run.write_recipe(dump_recipe(recipe))
+        resumed = about.get("resumed")
+        resumed = resumed if isinstance(resumed, list) else []
+        entry = {"step": data.start_step, "changed": changed}
+        write_json(run.about, about | {"resumed": [*resumed, entry]})
     _fit(module, data, run, checkpoint=run.last)
     return evaluate(out, out=out)
+
+
+def _locked(run: RunFolder) -> AbstractContextManager:
+    """One process, or group of processes, per run: the first of them holds the folder."""
+    return run.lock if is_first() else nullcontext()
 
 
 def evaluate(
@@ -180,27 +195,42 @@ def evaluate(
     recipe = parse_recipe(values, f"in {saved.path}")
     task = find_task(recipe.task)
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
+    if root is None:
+        _warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
     module = task.module(recipe, saved.class_names)
     load_weights(module.model, saved.weights, saved.path)
     plan = Plan(steps=saved.step, steps_per_epoch=1)
     trainer = _trainer(recipe, [ProgressBar(plan)], logger=False)
     started = time.perf_counter()
-    with _quiet(), _threads(recipe.trainer), _said_plainly(recipe):
+    with _quiet(), _threads(recipe.trainer), said_plainly(recipe):
         trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
     seconds = time.perf_counter() - started
     evaluation = module.last_evaluation
     assert evaluation is not None
     if out is not None and trainer.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
         about = {
             "checkpoint": str(saved.path),
             "step": saved.step,
             "data": str(root) if root else "validation",
             "images_per_second": round(num_samples(split) / seconds, 2),
         }
-        write_json(out / "metrics.json", evaluation.metrics | about)
-        evaluation.write(out, split)
+        with replacing_folder(out) as draft:
+            write_json(draft / "metrics.json", evaluation.metrics | about)
+            evaluation.write(draft, split)
     return evaluation.metrics
+
+
+def _warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
+    text = data_change(before, split)
+    if text is None:
+        return
+    drawn = (
+        "; the split into train and val was drawn anew from this folder, so that the model may have been trained on "
+        "some of these images. Keep val/ beside train/, or evaluate other images with --data"
+        if split.is_drawn
+        else "; figures of before do not compare"
+    )
+    warnings.warn(f"{printable(root)}: changed since training: {text}{drawn}", stacklevel=2)
 
 
 def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[TaskModule, RunData]:
@@ -211,13 +241,14 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     plan = Plan.of(recipe.trainer, num_samples(train_split))
     if recipe.trainer.overfit_batch:
         train_split = first_batch(train_split, recipe.trainer)
+    marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
     data = RunData(recipe.trainer, val_split, train_split, plan)
     data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
     processes.settings(recipe)  # for its errors
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         module = task.module(recipe, train_split.class_names)
-    module.plan = plan
+    module.plan, module.data_marks = plan, marks
     module.configure_optimizers()  # for its errors
     return module, data
 
@@ -252,7 +283,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         val_check_interval=eval_every * section.accumulate,
         check_val_every_n_epoch=None,
     )
-    with _quiet(), _threads(section), _said_plainly(module.recipe, run):
+    with _quiet(), _threads(section), said_plainly(module.recipe, run):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if saver.is_pending(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
@@ -296,37 +327,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _said_plainly(recipe: BaseRecipe, run: RunFolder | None = None) -> Iterator[None]:
-    """An error that a loader's worker process raised for the user, without that process's traceback; one of
-    the data also with what to do.
-    """
-    try:
-        yield
-    except ValueError as error:
-        text = str(error).strip()
-        is_from_worker = re.match(r"Caught \w+ in DataLoader worker process", text) is not None
-        if is_from_worker:
-            text = text.splitlines()[-1].partition(": ")[2]
-        if isinstance(error, UnusableImageError):
-            raise UnusableImageError(f"{text}; {_mend(recipe, run)}") from None
-        if not is_from_worker:
-            raise
-        raise ValueError(text) from None
-
-
-def _mend(recipe: BaseRecipe, run: RunFolder | None) -> str:
-    """What to do about images that cannot be used. Without one of them a run in progress is another run."""
-    folder = recipe.model_dump()["data"]["root"] or "FOLDER"
-    finds = f"`crossformer data check {shlex.quote(str(folder))}` finds all such"
-    if run is None:
-        return f"{finds}; mend or remove it"
-    if not run.last.is_file():
-        return f"{finds}; mend or remove it, then begin again with --overwrite"
-    goes_on = f"`crossformer train --resume {shlex.quote(str(run.path))}`"
-    return f"{finds}; mend it, then {goes_on}, or remove it and begin again with --overwrite"
 
 
 @contextmanager

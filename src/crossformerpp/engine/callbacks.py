@@ -14,11 +14,15 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from crossformerpp.analysis.pictures import learning_curve
+from crossformerpp.analysis.pictures import draw_learning_curve
+from crossformerpp.data.names import safe_name
 from crossformerpp.data.sampling import seed_generators
+from crossformerpp.data.writing import replacing, write_picture
 from crossformerpp.engine.files import MetricsTable, RunFolder
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
+
+_SUMS = "crossformerpp_log"  # under which a checkpoint keeps the row of metrics.csv that is being summed up
 
 
 class LossNotFiniteError(ValueError):
@@ -144,6 +148,8 @@ class Saver(Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Save last.ckpt, if the weights are sound."""
         self.guard.check(trainer)
+        if trainer.is_global_zero:
+            self.run.lock.check()
         trainer.save_checkpoint(self.run.last)
         self.saved_step = trainer.global_step
 
@@ -205,17 +211,31 @@ class Log(Callback):
         self.run, self.plan, self.every = run, plan, every
         self.table = MetricsTable(run.metrics_csv)
         self._sums: dict[str, Tensor] = {}
-        self._batches, self._samples = 0, 0
+        self._batches = 0  # in the sums,
+        self._timed = 0  # and of these since `_since`, in this process
         self._since = time.perf_counter()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The sums of the row that is not yet written: it shall not begin with the resumption."""
+        sums = {
+            name: trainer.strategy.reduce(total.clone(), reduce_op="mean").cpu()
+            for name, total in self._sums.items()
+        }
+        checkpoint[_SUMS] = {"batches": self._batches, "sums": sums}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
             self.table.load(until_step=checkpoint["global_step"])
+        begun = checkpoint.get(_SUMS, {"batches": 0, "sums": {}})
+        self._batches, self._sums = begun["batches"], dict(begun["sums"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
+        self._sums = {name: total.to(pl_module.device) for name, total in self._sums.items()}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
@@ -224,6 +244,7 @@ class Log(Callback):
         for name, value in pl_module.losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._batches += 1
+        self._timed += 1
         if at_step_end(trainer) and trainer.global_step % self.every == 0:
             self._write(trainer, self._train_row(trainer, pl_module))
 
@@ -237,13 +258,14 @@ class Log(Callback):
         row |= {f"val_{name}": value for name, value in pl_module.last_evaluation.metrics.items()}
         self._write(trainer, row)
         if trainer.is_global_zero:
-            learning_curve(self.table.rows, pl_module.monitor, self.run.curve)
+            with replacing(self.run.curve) as file:
+                draw_learning_curve(self.table.rows, pl_module.monitor).savefig(file, dpi=100, format="png")
             self._show(trainer, pl_module.pictures())
         self._since += time.perf_counter() - self._paused
 
     def _show(self, trainer: pl.Trainer, pictures: dict[str, Image.Image]) -> None:
         for name, picture in pictures.items():
-            picture.save(self.run.path / f"{name}.png")
+            write_picture(self.run.path / f"{safe_name(name)}.png", picture)
             for logger in trainer.loggers:
                 assert isinstance(logger, TensorBoardLogger)
                 pixels = np.asarray(picture)
@@ -261,8 +283,8 @@ class Log(Callback):
         row["lr"] = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         now = time.perf_counter()
         per_batch = module.recipe.trainer.batch_size / trainer.accumulate_grad_batches
-        row["samples_per_second"] = self._batches * per_batch / (now - self._since)
-        self._sums, self._batches, self._since = {}, 0, now
+        row["samples_per_second"] = self._timed * per_batch / (now - self._since)
+        self._sums, self._batches, self._timed, self._since = {}, 0, 0, now
         return row
 
     def _write(self, trainer: pl.Trainer, row: dict[str, float]) -> None:

@@ -1,7 +1,10 @@
-"""What a recipe may change between the interruption of a run and its resumption."""
+"""What may change between the interruption of a run and its resumption, and what changed in its data."""
 
+import hashlib
 from typing import Any
 
+from crossformerpp.data.sampling import num_samples
+from crossformerpp.data.split import Split
 from crossformerpp.recipes.schema import BaseRecipe
 
 # Settings that shape the saved state (weights, optimiser) or the numbering of the batches.
@@ -57,3 +60,21 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def data_mark(split: Split) -> dict[str, Any]:
+    """How many samples a split has, and a hash of their names, which a checkpoint keeps."""
+    digest = hashlib.sha256()
+    for name in split.names:
+        digest.update(name.encode("utf-8", "backslashreplace") + b"\0")
+    return {"samples": num_samples(split), "names": digest.hexdigest()[:16] if split.names else None}
+
+
+def data_change(before: Any, split: Split) -> str | None:
+    """How a split differs from what a checkpoint's mark says; None: not at all, as far as it says anything."""
+    now = data_mark(split)
+    if not isinstance(before, dict) or all(before.get(key, now[key]) == now[key] for key in now):
+        return None
+    if before.get("samples", now["samples"]) != now["samples"]:
+        return f"{before['samples']} samples then, {now['samples']} now"
+    return f"{now['samples']} samples as before, but others"

@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import math
 import os
 import platform
 import shutil
@@ -17,7 +18,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 import crossformerpp
-from crossformerpp.data.writing import replacing
+from crossformerpp.data.writing import remove_unfinished, replacing, replacing_path
+from crossformerpp.engine.lock import RunLock
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -57,6 +59,7 @@ class RunFolder:
         self.curve = path / "learning_curve.png"
         self.last = path / "checkpoints" / "last.ckpt"
         self.best = path / "checkpoints" / "best.ckpt"
+        self.lock = RunLock(path)
 
     def check(self, overwrite: bool) -> None:
         """Refuse a folder that holds something, unless it is a run that may be overwritten.
@@ -64,35 +67,45 @@ class RunFolder:
         Raises:
             ValueError: The folder is kept; says what to do.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        if not self.path.exists() or (self.path.is_dir() and not self._content()):
             return
         if not self.recipe.is_file():
             raise ValueError(f"{self.path} exists and is not a run; choose another --out")
         if not overwrite:
-            raise ValueError(f"{self.path} exists; choose another --out, or say --overwrite or --resume")
+            raise ValueError(f"{self.path} exists; choose another --out, or pass --overwrite or --resume")
 
     def create(self, recipe_page: str, overwrite: bool) -> None:
-        """Make the folder, replacing an older run if `overwrite`."""
+        """Begin the run in its folder, which is locked, replacing an older run if `overwrite`."""
         self.check(overwrite)
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.last.parent.mkdir(parents=True)
-        self.recipe.write_text(recipe_page, encoding="utf-8")
+        self.sweep()
+        for path in self._content():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self.recipe:  # which a run is known by
+                path.unlink()
+        self.write_recipe(recipe_page)
+        self.last.parent.mkdir()
+
+    def write_recipe(self, page: str) -> None:
+        """Write recipe.yaml."""
+        with replacing(self.recipe) as file:
+            file.write(page.encode())
 
     def sweep(self) -> None:
         """Remove what a killed process left half written."""
-        for unfinished in self.path.rglob(".*.unfinished"):
-            unfinished.unlink()
+        remove_unfinished(self.path)
+
+    def _content(self) -> list[Path]:
+        """All but hidden files, as the lock is and what a killed process left half written."""
+        return [path for path in self.path.iterdir() if not path.name.startswith(".")]
 
     def keep_as_best(self) -> None:
         """Make the last checkpoint the best one; takes no space until the next is saved."""
-        unfinished = self.best.with_name(".best.unfinished")
-        unfinished.unlink(missing_ok=True)
-        try:
-            os.link(self.last, unfinished)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(self.last, unfinished)
-        unfinished.replace(self.best)
+        with replacing_path(self.best) as unfinished:
+            try:
+                os.link(self.last, unfinished)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.last, unfinished)
 
 
 class MetricsTable:
@@ -106,9 +119,7 @@ class MetricsTable:
         """Take up the rows of an interrupted run, without those after the step that is resumed."""
         if not self.path.is_file():
             return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        self.rows = [row for row in rows if row["step"] <= until_step]
+        self.rows = [row for row in read_metrics(self.path) if row["step"] <= until_step]
         self._write(self.rows, rewrite=True)
 
     def append(self, row: Mapping[str, float]) -> None:
@@ -131,6 +142,21 @@ class MetricsTable:
         writer.writerows({k: f"{v:.8g}" for k, v in row.items()} for row in rows)
         with replacing(self.path) if rewrite else self.path.open("ab") as file:
             file.write(text.getvalue().encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv; one that a kill cut off, and what an editor made of others, are left out."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    complete = text[: text.rfind("\n") + 1]
+    rows = []
+    for row in csv.DictReader(io.StringIO(complete, newline="")):
+        try:
+            numbers = {key: float(value) for key, value in row.items() if value}
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(numbers.get("step", math.nan)):
+            rows.append(numbers)
+    return rows
 
 
 def surroundings(command: str) -> dict[str, Any]:

@@ -29,7 +29,9 @@ class ProgressBar(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TaskModule)
         if trainer.is_global_zero:
-            self.console.print(summary(trainer, pl_module, self.plan), highlight=False, soft_wrap=True)
+            self.console.print(
+                summary(trainer, pl_module, self.plan), markup=False, highlight=False, soft_wrap=True
+            )
         self._start(trainer)
         if self.bar is not None:
             self.training = self.bar.add_task(
@@ -79,7 +81,7 @@ class ProgressBar(Callback):
             line = (
                 f"epoch {epoch:.4g} (step {trainer.global_step}): {shown}{self._outlook(trainer, pl_module)}"
             )
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._clock, self._count = time.perf_counter(), 0
 
     def _outlook(self, trainer: pl.Trainer, module: TaskModule) -> str:

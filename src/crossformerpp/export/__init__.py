@@ -6,6 +6,7 @@ the file, see `networks`.
 `crossformerpp.exported` runs ONNX files without PyTorch.
 """
 
+import errno
 import logging
 import os
 import warnings
@@ -18,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from crossformerpp.data.writing import replacing_path
 from crossformerpp.export.formats import FORMATS
 from crossformerpp.export.networks import Network, open_network
 from crossformerpp.tasks.saved import open_saved
@@ -66,31 +68,55 @@ def export(
         ValueError: Such a model cannot be exported, a package is missing, the destination exists, or the
             written model answers differently; nothing is left behind then.
     """
-    write, run = FORMATS[form]
     if destination.exists() and not overwrite:
-        raise ValueError(f"{destination} exists and is kept; name another file or say --overwrite")
+        raise ValueError(f"{destination} exists and is kept; name another file or pass --overwrite")
     if not destination.parent.is_dir():
         raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
     found = open_network(open_saved(checkpoint), features, size)
     found.about["short_sides"] = list(found.short_sides)
-    unfinished = destination.with_name(f".unfinished-{os.getpid()}.{destination.name}")
-    try:
+    with replacing_path(destination) as unfinished:
         with _quiet(), torch.no_grad():
-            example, *others = _shapes(found)
-            images = torch.randn(example, generator=torch.Generator().manual_seed(0))
-            sizes = dict.fromkeys((0, 2, 3) if found.is_open else (0,), torch.export.Dim.DYNAMIC)
-            program = torch.export.export(found.network, (images,), dynamic_shapes=(sizes,))
-            write(program, unfinished, found)
-            differences = _compare(found.network, run(unfinished), others)
+            differences = _write(found, form, unfinished)
         shares = [share for _, share in differences.values()]
         if not all(share <= _TOLERANCE for share in shares):  # NaN is not
             raise ValueError(
                 f"the exported model differs from eager by {max(shares):.1e} of its largest output; nothing was written"
             )
-        unfinished.replace(destination)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return ExportReport(destination, found.about["task"], found.outputs, found.short_sides, differences)
+
+
+def _write(network: Network, form: Format, path: Path) -> dict[Shape, tuple[float, float]]:
+    """Write the file, run it, and compare.
+
+    Raises:
+        ValueError: The exporter or the written graph fails; says what may help.
+    """
+    write, run = FORMATS[form]
+    example, *others = _shapes(network)
+    images = torch.randn(example, generator=torch.Generator().manual_seed(0))
+    sizes = dict.fromkeys((0, 2, 3) if network.is_open else (0,), torch.export.Dim.DYNAMIC)
+    try:
+        program = torch.export.export(network.network, (images,), dynamic_shapes=(sizes,))
+        write(program, path, network)
+        return _compare(network.network, run(path), others)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # exporters and runtimes fail with errors of almost any type
+        if (full := _no_space(error)) is not None:
+            raise full from None
+        reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+        raise ValueError(
+            f"cannot be exported as {form} for images with a shorter side of {network.size} pixels; a larger --size "
+            f"such as {max(256, 2 * network.size)} may help ({reason})"
+        ) from None
+
+
+def _no_space(error: Exception) -> OSError | None:
+    """The error of a full disk, which torch's and ONNX's writers report as something else."""
+    text = str(error).lower()
+    if "no space left" in text or ("write" in text and "fail" in text):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def _shapes(network: Network) -> tuple[Shape, ...]:

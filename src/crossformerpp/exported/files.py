@@ -1,12 +1,13 @@
 """Open an exported ONNX file: its network, and what it says of itself."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from crossformerpp.exported.about import read_about
 
 KEY = "crossformerpp"  # under which a file's metadata holds JSON
 
@@ -26,7 +27,7 @@ class OnnxNetwork:
         """Normalised images (B, 3, H, W) -> the outputs.
 
         Raises:
-            ValueError: The graph does not serve images of this size.
+            ValueError: The graph does not serve images of this size, cannot be run, or its output is NaN.
         """
         side, (least, most) = min(images.shape[2:]), self.about["short_sides"]
         if side < least or (most is not None and side > most):
@@ -34,7 +35,13 @@ class OnnxNetwork:
                 f"an image seen with a shorter side of {side} pixels, but this file serves {least} to "
                 f"{most or 'any'}; export it with --size {side}"
             )
-        return self.session.run(None, {"images": images})
+        try:
+            outputs = self.session.run(None, {"images": images})
+        except Exception as error:  # its errors have no common base but Exception
+            raise ValueError(f"the graph cannot be run: {' '.join(str(error).split())[:300]}") from None
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise ValueError("the network's output is not a number (NaN)")
+        return outputs
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """H × W × 3 from 0 to 255 -> (1, 3, H, W) of float32."""
@@ -56,9 +63,11 @@ def open_session(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # its errors come as exceptions, too
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common base but Exception
-        raise ValueError(f"{path}: not a readable ONNX file ({error})") from None
+        raise ValueError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())[:300]})") from None
 
 
 def open_onnx(path: Path) -> OnnxNetwork:
@@ -70,7 +79,32 @@ def open_onnx(path: Path) -> OnnxNetwork:
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     if text is None:
         raise ValueError(f"{path}: no file of `crossformer export`, it does not say how to prepare an image")
-    return OnnxNetwork(session, json.loads(text))
+    about = read_about(text, path)
+    _check_outputs(session, about, path)
+    return OnnxNetwork(session, about)
+
+
+_PLACES = {
+    "classification": (1, 1),
+    "segmentation": (1, 1),
+    "detection": (2, 2),
+}  # number of outputs; axis of classes
+
+
+def _check_outputs(session: Any, about: dict[str, Any], path: Path) -> None:
+    """
+    Raises:
+        ValueError: The graph is not of the task that the file says, or has another number of classes.
+    """
+    if about["task"] not in _PLACES:
+        return
+    count, axis = _PLACES[about["task"]]
+    outputs, inputs = session.get_outputs(), session.get_inputs()
+    classes = outputs[0].shape[axis] if outputs and len(outputs[0].shape) > axis else None
+    if len(outputs) != count or [x.name for x in inputs] != ["images"] or classes is None:
+        raise ValueError(f"{path}: damaged, its graph is not one of {about['task']}")
+    if isinstance(classes, int) and classes != len(about["class_names"]):
+        raise ValueError(f"{path}: damaged, it names {len(about['class_names'])} classes and knows {classes}")
 
 
 def resize_exactly(image: Image.Image, width: int, height: int) -> np.ndarray:

@@ -103,12 +103,9 @@ class GroupAttention(nn.Module):
 
     def is_as_built(self) -> bool:
         """Whether `kernels.block` computes the same in inference, and no layer would miss a call."""
-        return (
-            all(kernels.is_untouched(layer, Linear) for layer in (self.qkv, self.proj))
-            and kernels.is_untouched(self.proj_drop, nn.Dropout)
-            and not (self.training or self.proj_drop.training)
-            and self.qkv.bias is not None
-        )
+        layers = (self.qkv, Linear), (self.proj, Linear), (self.proj_drop, nn.Dropout)
+        is_training = self.training or self.proj_drop.training
+        return kernels.are_untouched(layers) and not is_training and self.qkv.bias is not None
 
     def offset_biases(self, sides: Sides) -> Tensor | None:
         """The position bias of every offset in groups of up to `sides`: (h, ≥ 2gh−1, ≥ 2gw−1)."""

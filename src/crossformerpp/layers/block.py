@@ -34,12 +34,8 @@ class Mlp(nn.Module):
 
     def is_as_built(self) -> bool:
         """Whether `kernels.mlp` computes the same, and no layer would miss a call."""
-        return (
-            all(kernels.is_untouched(layer, Linear) for layer in (self.fc1, self.fc2))
-            and kernels.is_untouched(self.act, nn.GELU)
-            and kernels.is_untouched(self.drop, nn.Dropout)
-            and not (self.drop.training and self.drop.p > 0.0)
-        )
+        layers = (self.fc1, Linear), (self.act, nn.GELU), (self.fc2, Linear), (self.drop, nn.Dropout)
+        return kernels.are_untouched(layers) and not (self.drop.training and self.drop.p > 0.0)
 
 
 class CrossFormerBlock(nn.Module):
@@ -91,11 +87,16 @@ class CrossFormerBlock(nn.Module):
             x.device.type == "cpu"
             and not (torch.is_grad_enabled() or self.training)
             and kernels.takes_blocks(x)
-            and kernels.is_untouched(self.attn, GroupAttention)
+            and kernels.are_untouched(
+                (
+                    (self.norm1, nn.LayerNorm),
+                    (self.attn, GroupAttention),
+                    (self.norm2, nn.LayerNorm),
+                    (self.mlp, Mlp),
+                )
+            )
             and self.attn.is_as_built()
-            and kernels.is_untouched(self.mlp, Mlp)
             and self.mlp.is_as_built()
-            and all(kernels.is_untouched(norm, nn.LayerNorm) for norm in (self.norm1, self.norm2))
         )
 
 

@@ -2,6 +2,8 @@
 
 import difflib
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from crossformerpp.data.names import read_text
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.schema import BaseRecipe
@@ -26,9 +29,9 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number (YAML 1.1 reads it as text) and no key may come twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.items():
+            if count > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -60,7 +63,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), root: Path | None = No
     Raises:
         ValueError: No such page, no YAML, or a page with problems (all of them are listed).
     """
-    values = _read_page(name)
+    values = _find_page(name)
     if root is not None:
         _set(values, ["data", "root"], str(root), f"--data {root}")
     apply_overrides(values, overrides)
@@ -87,8 +90,8 @@ def parse_recipe(values: dict[str, Any], name: str) -> BaseRecipe:
         ValueError: Lists every unknown or ill-typed key, with the nearest known one.
     """
     task = values.get("task")
-    if task not in RECIPES:
-        raise ValueError(f"recipe {name}: task: {task!r} is none of {', '.join(RECIPES)}")
+    if not isinstance(task, str) or task not in RECIPES:
+        raise ValueError(f"recipe {name}: task: {reprlib.repr(task)} is none of {', '.join(RECIPES)}")
     try:
         return RECIPES[task].model_validate(values)
     except ValidationError as error:
@@ -113,7 +116,35 @@ def parse_options(text: str) -> dict[str, Any]:
     return values
 
 
-def _read_page(name: str) -> dict[str, Any]:
+def read_page(page: Path, name: str | None = None) -> dict[str, Any]:
+    """The plain values of a recipe's file, unchecked.
+
+    Raises:
+        ValueError: No such file, no YAML, or no mapping.
+    """
+    name = name or str(page)
+    if not page.is_file():
+        raise ValueError(f"recipe {name}: no such file")
+    return parse_page(read_text(page), f"recipe {name}")
+
+
+def parse_page(text: str, where: str) -> dict[str, Any]:
+    """The plain values of a recipe's text, unchecked.
+
+    Raises:
+        ValueError: No YAML, or no mapping.
+    """
+    values = _parse(text, where)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected a mapping of keys, found {_kind(values)}")
+    return values
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+def _find_page(name: str) -> dict[str, Any]:
     page = Path(name)
     if page.suffix not in (".yaml", ".yml"):
         known = recipe_names()
@@ -122,19 +153,18 @@ def _read_page(name: str) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
             raise ValueError(f"no recipe {name!r}; {hint} (or give the path of a .yaml file)")
         page = Path(str(files("crossformerpp.recipes"))) / f"{name}.yaml"
-    if not page.is_file():
-        raise ValueError(f"recipe {name}: no such file")
-    values = _parse(page.read_text(encoding="utf-8"), f"recipe {name}")
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {name}: expected a mapping of keys, found {type(values).__name__}")
-    return values
+    return read_page(page, name)
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: YAML nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a date that is none, a number of thousands of digits
+        raise ValueError(f"{where}: not valid YAML: {error}") from None
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any, where: str) -> None:
@@ -161,7 +191,7 @@ def _describe(problem: Mapping[str, Any], recipe: type[BaseRecipe]) -> str:
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
-    shown = "" if isinstance(given, dict) else f" (given: {given!r})"
+    shown = "" if isinstance(given, dict) else f" (given: {reprlib.repr(given)})"
     where = f"{key}: " if key else ""
     return f"{where}{message[0].lower()}{message[1:]}{shown}"
 

@@ -16,6 +16,9 @@ class SegmentationData(Section):
     class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
     palette: Path | None = None  # folder: a table name,r,g,b, one row per label, for masks of colours
     ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
+    mask_values: list[int] | None = (
+        None  # folder: value of each label in the masks, as [0, 255]; default: 0, 1, …
+    )
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     scenes: ScenesSection = ScenesSection()
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's

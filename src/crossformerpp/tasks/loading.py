@@ -98,8 +98,9 @@ def load_weights(
         skipped: Keys that the file had besides, for the report.
 
     Raises:
-        ValueError: Other keys differ; names them and how they differ.
+        ValueError: Other keys differ; names them and how they differ. Or weights are NaN or infinite.
     """
+    _refuse_not_finite(weights, source)
     own = model.state_dict()
     first, enlarged = _first_weights(model), enlarge_tables(model, weights)
     state, tensors = {}, []
@@ -129,6 +130,19 @@ def load_weights(
     model.load_state_dict(state, strict=False)
     left = [LoadedTensor(key, "skipped", None, None) for key in skipped]
     return LoadReport(source, (*tensors, *unused, *left))
+
+
+def _refuse_not_finite(weights: Mapping[str, Tensor], source: Path) -> None:
+    bad = [
+        key
+        for key, weight in weights.items()
+        if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all()
+    ]
+    if bad:
+        raise ValueError(
+            f"{source}: {len(bad)} of its {len(weights)} tensors hold NaN or infinity: {_some(bad)}; the file is "
+            "damaged, or its training failed"
+        )
 
 
 def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadReport | None:

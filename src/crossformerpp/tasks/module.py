@@ -26,6 +26,7 @@ class TaskModule(pl.LightningModule):
         losses: Detached parts of the last training loss, for the logs.
         last_evaluation: What the latest validation found.
         plan: Set by the engine before training.
+        data_marks: What the checkpoint notes of the data, by split; set by the engine.
         started_from: The load report of `recipe.model.checkpoint`, if it names one; set by the task.
     """
 
@@ -44,6 +45,7 @@ class TaskModule(pl.LightningModule):
         self.losses: dict[str, Tensor] = {}
         self.last_evaluation: Evaluation | None = None
         self.plan: Plan | None = None
+        self.data_marks: dict[str, Any] = {}
         self.started_from: LoadReport | None = None
 
     @abstractmethod
@@ -116,4 +118,5 @@ class TaskModule(pl.LightningModule):
             self.ema.update(self.model, step=self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = pack(dump_recipe(self.recipe), self.class_names, self.global_step)
+        page = dump_recipe(self.recipe)
+        checkpoint[KEY] = pack(page, self.class_names, self.global_step, self.data_marks)

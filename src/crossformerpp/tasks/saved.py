@@ -2,18 +2,19 @@
 
 import json
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from pydantic import BaseModel, Field, ValidationError
 from timm.data import ImageNetInfo
 from torch import Tensor
 
 import crossformerpp
 from crossformerpp import checkpoints
-from crossformerpp.recipes.load import parse_recipe
+from crossformerpp.data.tensors import refuse_compressed, refuse_unsound
+from crossformerpp.recipes.load import parse_page, parse_recipe, read_page
 from crossformerpp.recipes.schema import BaseRecipe, ModelSection
 
 KEY = "crossformerpp"  # under which a checkpoint describes itself
@@ -29,6 +30,7 @@ class SavedRun:
         class_names: In the order of the model's outputs.
         step: Optimiser steps taken.
         weights: Of the network that evaluation used (the moving average, if there was one).
+        data: What is noted of the data, by split: see `engine.changes.data_mark`. Empty where nothing is.
     """
 
     path: Path
@@ -36,11 +38,29 @@ class SavedRun:
     class_names: list[str]
     step: int
     weights: dict[str, Tensor]
+    data: dict[str, Any] = field(default_factory=dict)
 
 
-def pack(recipe: str, class_names: list[str], step: int) -> dict[str, Any]:
+class _About(BaseModel):
+    """What a checkpoint records about itself under `KEY`."""
+
+    recipe: str
+    class_names: list[str] = Field(min_length=1)
+    step: int = Field(ge=0)
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+def pack(
+    recipe: str, class_names: list[str], step: int, data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What a checkpoint records about itself: plain data only, so that it loads without executing anything."""
-    return {"version": crossformerpp.__version__, "recipe": recipe, "class_names": class_names, "step": step}
+    return {
+        "version": crossformerpp.__version__,
+        "recipe": recipe,
+        "class_names": class_names,
+        "step": step,
+        "data": data or {},
+    }
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -55,8 +75,9 @@ def find_checkpoint(path: Path) -> Path:
         raise ValueError(f"{path}: no such run or checkpoint")
     result = "best"
     if (path / "recipe.yaml").is_file():
-        page = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-        result = page["trainer"]["result"]
+        section = read_page(path / "recipe.yaml").get("trainer")
+        found = section.get("result") if isinstance(section, dict) else None
+        result = found if found in ("best", "last") else "best"
     for name in (result, "last"):
         if (path / "checkpoints" / f"{name}.ckpt").is_file():
             return path / "checkpoints" / f"{name}.ckpt"
@@ -70,14 +91,18 @@ def read_training_state(path: Path) -> dict[str, Any]:
         ValueError: Unreadable, holds code, or is not a checkpoint of `crossformer train`.
     """
     try:
+        refuse_compressed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path}: refused, for it holds more than weights and plain data ({reason})"
         ) from None
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error})") from None
+    except MemoryError:
+        raise ValueError(f"{path}: does not fit into memory; damaged?") from None
+    except Exception as error:  # damaged bytes make the reader raise nearly anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(state, dict) or KEY not in state:
         raise ValueError(
             f"{path}: not a checkpoint of `crossformer train`; "
@@ -101,19 +126,31 @@ def open_saved(path: Path) -> SavedRun:
     if file.suffix == ".safetensors":
         return _open_converted(file)
     state = read_training_state(file)
-    about = state[KEY]
-    recipe = parse_recipe(yaml.safe_load(about["recipe"]), f"in {file}")
+    try:
+        about = _About.model_validate(state[KEY], strict=True)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:4])
+        raise ValueError(f"{file}: damaged, what it says of itself cannot be used ({problems})") from None
+    recipe = parse_recipe(parse_page(about.recipe, f"in {file}"), f"in {file}")
     prefix = "model." if recipe.ema is None else "ema.module."
-    weights = {k.removeprefix(prefix): v for k, v in state["state_dict"].items() if k.startswith(prefix)}
-    return SavedRun(file, recipe, list(about["class_names"]), int(about["step"]), weights)
+    tensors = state.get("state_dict")
+    if not isinstance(tensors, dict):
+        raise ValueError(f"{file}: damaged, it has no weights")
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if str(k).startswith(prefix)}
+    refuse_unsound(weights, file)
+    return SavedRun(file, recipe, about.class_names, about.step, weights, about.data)
 
 
 def _open_converted(file: Path) -> SavedRun:
     """A converted model as if it were a run. A classifier: at its paper's settings, classes named as ImageNet does."""
     weights, about = checkpoints.read_checkpoint(file), checkpoints.recorded(file)
     if "recipe" in about:  # a whole detector or segmenter
-        recipe = parse_recipe(yaml.safe_load(about["recipe"]), f"in {file}")
-        return SavedRun(file, recipe, json.loads(about["class_names"]), 0, checkpoints.read_file(file))
+        recipe = parse_recipe(parse_page(about["recipe"], f"in {file}"), f"in {file}")
+        try:
+            class_names = [str(name) for name in json.loads(about["class_names"])]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{file}: damaged, its class names cannot be read; convert it again") from None
+        return SavedRun(file, recipe, class_names, 0, checkpoints.read_file(file))
     name = about.get("model")
     if name is None or "head.fc.weight" not in weights:
         raise ValueError(f"{file}: not a classifier written by `crossformer convert`")

@@ -1,5 +1,6 @@
 """Image classification as a `tasks.Task`. Only `module` needs the trainer."""
 
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class Classification:
             replace_unreadable=which == "train",
             max_unreadable=recipe.data.max_unreadable,
         )
-        return Split(dataset, source.class_names)
+        return Split(dataset, source.class_names, names=source.names, is_drawn=source.is_drawn)
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.classification.module import ClassificationModule
@@ -128,10 +129,18 @@ def _create_train_transform(data: ClassificationData, augment: AugmentSection) -
 
 def eval_transform(data: ClassificationData) -> Compose:
     """timm's evaluation view: shorter side to `eval_resize`, centre crop of `size`, normalised."""
-    return create_transform(
-        data.size,
-        interpolation=data.interpolation,
-        crop_pct=data.size / data.eval_resize if data.eval_resize else None,
-        mean=data.mean,
-        std=data.std,
+    transform = create_transform(
+        data.size, interpolation=data.interpolation, crop_pct=crop_share(data), mean=data.mean, std=data.std
     )
+    assert data.eval_resize in (None, transform.transforms[0].size)
+    return transform
+
+
+def crop_share(data: ClassificationData) -> float:
+    """timm's `crop_pct`, from which it computes the shorter side as floor(size / crop_pct): exactly `eval_resize`."""
+    if data.eval_resize is None:
+        return 0.875
+    share = data.size / data.eval_resize
+    while math.floor(data.size / share) < data.eval_resize:
+        share = math.nextafter(share, 0)
+    return share

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import (
 from crossformerpp.analysis.annotate import image_grid
 from crossformerpp.analysis.pictures import confusion_matrix
 from crossformerpp.data.classification import LabelledImages, TransformedImages
+from crossformerpp.data.names import path_inside, safe_name
 from crossformerpp.data.split import Split
 
 NUM_SHOWN = 40  # images in predictions.png
@@ -150,4 +151,4 @@ def _write_samples(source: LabelledImages, class_names: list[str], folder: Path)
         number = source.labels.index(label) if label in source.labels else None
         if number is not None and isinstance(source.images[number], Image.Image):
             folder.mkdir(exist_ok=True)
-            source.open(number).save(folder / f"{name}.png")
+            source.open(number).save(path_inside(folder, f"{safe_name(name)}.png"))

@@ -83,6 +83,11 @@ class ClassificationModule(TaskModule):
     def evaluation(self) -> ClassificationEvaluation:
         numbers, labels, probabilities = self.seen.compute()
         self.seen.reset()
+        if bad := int((~probabilities.isfinite()).any(dim=1).sum()):
+            raise ValueError(
+                f"the network's output is not a number (NaN) for {bad} of {len(numbers)} images; a lower optim.lr or "
+                "trainer.precision=32-true may help"
+            )
         order = numbers.argsort()
         order = order[int((numbers < 0).sum()) :]  # negative numbers mean unreadable images
         return ClassificationEvaluation(

@@ -38,6 +38,8 @@ class ClassificationPredictor:
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> ClassPrediction:
         scores = self.model(self.transform(image).unsqueeze(0).to(self.device))[0].float().softmax(dim=0)
+        if not scores.isfinite().all():
+            raise ValueError("the network's output is not a number (NaN)")
         shares, classes = scores.topk(self.top_k)
         names = [self.class_names[number] for number in classes.tolist()]
         return ClassPrediction(list(zip(names, shares.tolist(), strict=True)))

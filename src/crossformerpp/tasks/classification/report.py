@@ -1,7 +1,7 @@
 """What a classifier's run has to tell, gathered from its files, its data and a few seconds of its model's time."""
 
 import csv
-import json
+import io
 import os
 import platform
 import shlex
@@ -22,6 +22,7 @@ from crossformerpp.analysis.pictures import draw_learning_curve
 from crossformerpp.analysis.report import DrawnFigure, Report, Shown, Table
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.data.classification import LabelledImages
+from crossformerpp.data.names import read_json, read_text
 from crossformerpp.layers.attention import GroupAttention
 from crossformerpp.models.crossformer import CrossFormer, CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
@@ -31,6 +32,7 @@ from crossformerpp.tasks.saved import SavedRun, open_saved
 
 NUM_MISTAKES, NUM_RIGHT, NUM_CLASSES = 24, 40, 25  # shown at most
 MONITOR = "top1"  # the metric of the learning curve
+_REPAIR = "`crossformer train --resume RUN` evaluates the run again"
 _MAX_DRAWN_SIDE = 16  # tokens; the numbers in a larger map could not be read
 
 
@@ -76,18 +78,40 @@ def _open(run: Path) -> _FinishedRun:
         path=run,
         saved=saved,
         recipe=recipe,
-        about=json.loads((run / "run.json").read_text("utf-8")),
-        metrics=json.loads((run / "metrics.json").read_text("utf-8")),
-        curve=[{k: float(v) for k, v in row.items() if v} for row in _rows(run / "metrics.csv")],
-        answers=_rows(run / "predictions.csv"),
+        about=_read_page(run / "run.json", ("train_samples", "command", "started", "platform", "packages")),
+        metrics=_read_page(run / "metrics.json", ("top1", "samples", "mean_class_accuracy")),
+        curve=_read_curve(run / "metrics.csv"),
+        answers=_rows(run / "predictions.csv", ("sample", "label", "predicted", "confidence", "correct")),
         source=open_images(recipe, "val", saved.class_names),
         predictor=ClassificationPredictor(saved, top_k=3),
     )
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _read_page(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    page = read_json(path)
+    missing = keys if not isinstance(page, dict) else [key for key in keys if page.get(key) is None]
+    if missing:
+        raise _damaged(path, missing)
+    return page
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    missing = [column for column in columns if column not in (table.fieldnames or ())]
+    if missing:
+        raise _damaged(path, missing)
+    return [row for row in table if None not in row.values() and None not in row]
+
+
+def _read_curve(path: Path) -> list[dict[str, float]]:
+    try:
+        return [{k: float(v) for k, v in row.items() if v} for row in _rows(path, ("step", "epoch"))]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error}); {_REPAIR}") from None
+
+
+def _damaged(path: Path, missing: Sequence[str]) -> ValueError:
+    return ValueError(f"{path}: damaged, it has no {', '.join(missing)}; {_REPAIR}")
 
 
 def describe_run(path: Path, seconds: float = 2.0) -> Report:
@@ -124,7 +148,7 @@ def describe_run(path: Path, seconds: float = 2.0) -> Report:
         f"{torch.__version__}. Other programs may have been running.",
         next_steps=_next_steps(run),
         about=[(key, _text(run.about[key])) for key in ("command", "started", "platform", "packages")],
-        recipe=(path / "recipe.yaml").read_text("utf-8"),
+        recipe=read_text(path / "recipe.yaml"),
     )
 
 
@@ -153,6 +177,10 @@ def _shown(run: _FinishedRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
     numbers = {name: number for number, name in enumerate(run.source.names)}
     shown = []
     for row in answers:
+        if row["sample"] not in numbers:
+            raise ValueError(
+                f"{run.path / 'predictions.csv'}: tells of {row['sample']}, which the data no longer has; {_REPAIR}"
+            )
         image = run.source.open(numbers[row["sample"]])
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
         shown.append(Shown(image, row["sample"], truth, run.predictor(image).top))
@@ -194,12 +222,18 @@ def _confusion(run: _FinishedRun) -> np.ndarray:
     number = {name: place for place, name in enumerate(run.saved.class_names)}
     counts = np.zeros((len(number), len(number)), dtype=int)
     for row in run.answers:
+        if not {row["label"], row["predicted"]} <= number.keys():
+            raise ValueError(f"{run.path / 'predictions.csv'}: damaged, it names unknown classes; {_REPAIR}")
         counts[number[row["label"]], number[row["predicted"]]] += 1
     return counts
 
 
 def _worst_classes(run: _FinishedRun) -> Table:
-    rows = [row for row in _rows(run.path / "classes.csv") if row["accuracy"]]
+    rows = [
+        row
+        for row in _rows(run.path / "classes.csv", ("class", "samples", "accuracy", "most_often_taken_for"))
+        if row["accuracy"]
+    ]
     rows.sort(key=lambda row: float(row["accuracy"]))
     return Table(
         ("class", "samples", "accuracy", "mostly taken for"),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crossformerpp.data.coco import CocoSet, find_split, open_coco
 from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
+from crossformerpp.data.names import printable
 from crossformerpp.data.scenes import default_folder, write_digit_scenes
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe
@@ -27,11 +28,12 @@ class Detection:
         half: Literal["train", "val"] = "train" if which == "train" else "val"
         coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
         if which != "train":
-            return Split(EvalImages(coco, with_masks), coco.class_names, collate)
+            return Split(EvalImages(coco, with_masks), coco.class_names, collate, names=_names(coco))
         coco = _for_training(coco, data)
         transform = train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
         groups = aspect_groups(coco.images)
-        return Split(TrainImages(coco, transform, with_masks), coco.class_names, collate, groups)
+        dataset = TrainImages(coco, transform, with_masks)
+        return Split(dataset, coco.class_names, collate, groups, names=_names(coco))
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.detection.model import build_detector, start_from
@@ -70,6 +72,10 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
     if data.root is None:
         raise ValueError("this recipe trains on a folder in COCO's format: pass --data FOLDER")
     return find_split(data.root, half)
+
+
+def _names(coco: CocoSet) -> list[str]:
+    return [printable(image.path.name) for image in coco.images]
 
 
 def _for_training(coco: CocoSet, data: DetectionData) -> CocoSet:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
@@ -251,7 +252,10 @@ def _keep_full_precision(head: nn.Module) -> None:
 
 def _as_float(head: nn.Module, inputs: Any, output: Any) -> Any:
     if isinstance(output, Tensor):
+        if not head.training and not torch.compiler.is_compiling() and not output.isfinite().all():
+            # torchvision would drop such boxes without a word
+            raise ValueError("the network's output is not a number (NaN)")
         return output.float()
     if isinstance(output, dict):
-        return {name: value.float() for name, value in output.items()}
+        return {name: _as_float(head, inputs, value) for name, value in output.items()}
     return type(output)(_as_float(head, inputs, part) for part in output)

@@ -6,7 +6,13 @@ from crossformerpp.data import ade20k
 from crossformerpp.data.crops import CropView, TrainCrops, WholeImages
 from crossformerpp.data.mask_files import Color, default_colors, read_palette
 from crossformerpp.data.scenes import default_folder, write_digit_scenes
-from crossformerpp.data.segmentation import MaskedImages, is_ade20k, open_ade20k, open_folder
+from crossformerpp.data.segmentation import (
+    MaskedImages,
+    is_ade20k,
+    open_ade20k,
+    open_folder,
+    warn_of_values,
+)
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.recipes.segmentation import SegmentationData, SegmentationRecipe
@@ -25,8 +31,12 @@ class Segmentation:
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         assert isinstance(recipe, SegmentationRecipe)
         source = open_masks(recipe, which, class_names)
+        names, is_drawn = source.names, source.is_drawn
         if which != "train":
-            return Split(WholeImages(source), source.class_names, collate=list)
+            return Split(
+                WholeImages(source), source.class_names, collate=list, names=names, is_drawn=is_drawn
+            )
+        warn_of_values(source)
         data, augment = recipe.data, recipe.augment
         view = CropView(
             size=augment.crop,
@@ -38,7 +48,7 @@ class Segmentation:
             mean=data.mean,
             std=data.std,
         )
-        return Split(TrainCrops(source, view), source.class_names)
+        return Split(TrainCrops(source, view), source.class_names, names=names, is_drawn=is_drawn)
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.segmentation.module import SegmentationModule
@@ -78,6 +88,7 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
         class_names=data.class_names,
         palette=data.palette,
         ignore_value=data.ignore_label,
+        values=data.mask_values,
         val_fraction=data.val_fraction,
         seed=recipe.trainer.seed,
         trained=class_names,

@@ -47,6 +47,9 @@ class Look:
         Args:
             image: 3 × H × W bytes, where the network is.
             advance: Called after each window.
+
+        Raises:
+            ValueError: The network's output is NaN.
         """
         height, width = image.shape[-2:]
         views = [
@@ -57,7 +60,10 @@ class Look:
         rows = max(1, _BAND_ELEMENTS // (self.num_classes * width))
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            yield top, _mean([view.probabilities(top, bottom, height, width) for view in views])
+            band = _mean([view.probabilities(top, bottom, height, width) for view in views])
+            if not band[0].isfinite().all():  # softmax makes all classes NaN, or none
+                raise ValueError("the network's output is not a number (NaN)")
+            yield top, band
 
     def labels(self, image: Tensor) -> Tensor:
         """The most likely class of each pixel, H × W of int16."""

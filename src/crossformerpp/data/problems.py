@@ -1,0 +1,25 @@
+"""What is wrong with a data set, or was left out of it: counted, and the first places named."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Problems:
+    """Kind of problem → where, in the order found."""
+
+    found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, kind: str, where: str) -> None:
+        self.found[kind].append(where)
+
+    def lines(self, examples: int = 3) -> list[str]:
+        """One line per kind: how often, and the first places."""
+        lines = []
+        for kind, places in self.found.items():
+            more = ", …" if len(places) > examples else ""
+            lines.append(f"{len(places)} × {kind} ({', '.join(places[:examples])}{more})")
+        return lines
+
+    def __str__(self) -> str:
+        return "; ".join(self.lines())

@@ -1,0 +1,79 @@
+"""What an exported file says of itself, checked: the file may come from anywhere."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+_Triple = tuple[float, float, float]
+_Byte = Annotated[int, Field(ge=0, le=255)]
+_Side = Annotated[int, Field(ge=1, le=1 << 14)]
+
+
+class _View(BaseModel):
+    """How an image is resized; each task has its own part of it."""
+
+    short_side: _Side | None = None
+    long_side: _Side = 1333
+    crop: tuple[_Side, _Side] | None = None
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+
+class About(BaseModel):
+    """The JSON inside an exported file, see `crossformerpp.export.networks`."""
+
+    mean: _Triple
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    short_sides: tuple[PositiveInt, PositiveInt | None]
+    view: _View = _View()
+    class_names: Annotated[list[str], Field(min_length=1)]
+
+
+class Features(About):
+    task: Literal["features"]
+
+
+class Classification(About):
+    task: Literal["classification"]
+
+
+class Segmentation(About):
+    task: Literal["segmentation"]
+    colors: list[tuple[_Byte, _Byte, _Byte]]
+
+
+class Detection(About):
+    task: Literal["detection"]
+    anchors: Annotated[list[list[tuple[float, float, float, float]]], Field(min_length=5, max_length=5)]
+    nms_iou: Annotated[float, Field(gt=0, le=1)]
+    max_detections: PositiveInt
+
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(
+    Annotated[Features | Classification | Segmentation | Detection, Field(discriminator="task")]
+)
+
+
+def read_about(text: str, path: Path) -> dict[str, Any]:
+    """The JSON as plain data, complete and of the right types.
+
+    Raises:
+        ValueError: Names what is missing or wrong.
+    """
+    try:
+        about = _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'JSON'}: {e['msg']}" for e in error.errors()[:4]
+        )
+        raise ValueError(
+            f"{path}: damaged, or not of `crossformer export`: what it says of itself cannot be used ({problems})"
+        ) from None
+    found = about.model_dump(mode="json")
+    if about.task == "classification" and (about.view.crop is None or about.view.short_side is None):
+        raise ValueError(f"{path}: damaged, it does not say how to crop an image")
+    if about.task == "detection" and about.view.short_side is None:
+        raise ValueError(f"{path}: damaged, it does not say how to resize an image")
+    if about.task == "segmentation" and len(about.colors) != len(about.class_names):
+        raise ValueError(f"{path}: damaged, {len(about.colors)} colours for {len(about.class_names)} classes")
+    return found
