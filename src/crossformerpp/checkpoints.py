@@ -29,6 +29,7 @@ import timm
 import torch
 from torch import Tensor
 
+from crossformerpp.data.tensors import refuse_compressed, refuse_unsound
 from crossformerpp.data.writing import replacing
 from crossformerpp.layers.grouping import Lda
 from crossformerpp.models import VARIANTS
@@ -245,6 +246,7 @@ def _load(path: Path) -> Any:
     """What the file holds, read without executing any of it."""
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
+    refuse_compressed(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -277,6 +279,7 @@ def _unwrap(checkpoint: Any, path: Path) -> dict[str, Tensor]:
         inner = [checkpoint[name] for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
         state = inner[0] if inner else checkpoint
         if state and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            refuse_unsound(state, path)
             return dict(state)
     raise ValueError(f"{path} holds no weights, neither as such nor under {', '.join(_WRAPPERS)}")
 

@@ -104,11 +104,11 @@ def _write(network: Network, form: Format, path: Path) -> dict[Shape, tuple[floa
     except Exception as error:  # exporters and runtimes fail with errors of almost any type
         if (full := _no_space(error)) is not None:
             raise full from None
-        reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), "")[:200] or type(error).__name__
         raise ValueError(
             f"cannot be exported as {form} for images with a shorter side of {network.size} pixels; a larger --size "
             f"such as {max(256, 2 * network.size)} may help ({reason})"
-        ) from None
+        ) from error
 
 
 def _no_space(error: Exception) -> OSError | None:
