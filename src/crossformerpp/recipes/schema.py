@@ -31,7 +31,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no finite number")
     if value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"{type(value).__name__} is neither a number nor text, nor a list or mapping of them")
+        raise ValueError(
+            f"{type(value).__name__} is neither a number nor text, nor a list or mapping of them"
+        )
     return value
 
 
