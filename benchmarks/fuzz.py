@@ -42,10 +42,10 @@ from crossformerpp.data.names import path_inside, safe_name
 from crossformerpp.data.segmentation import open_splits
 from crossformerpp.data.tar_files import open_shards
 from crossformerpp.engine.files import MetricsTable
-from crossformerpp.exported.about import read_about
-from crossformerpp.exported.files import open_onnx
 from crossformerpp.predict import find_images
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe, recipe_names
+from crossformerpp.runtime.about import read_about
+from crossformerpp.runtime.files import open_onnx
 from crossformerpp.tasks.classification import report
 from crossformerpp.tasks.saved import KEY, open_saved, pack
 

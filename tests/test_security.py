@@ -46,10 +46,7 @@ def test_a_tensor_that_claims_more_than_its_file_holds_is_refused(tmp_path: Path
 def test_yaml_that_unfolds_without_end_is_refused_at_once(tmp_path: Path, key: str) -> None:
     letters = "abcdefghijklmno"
     lines = ["a: &a [x, x, x, x, x, x, x, x]"]
-    lines += [
-        f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]"
-        for old, new in itertools.pairwise(letters)
-    ]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]" for old, new in itertools.pairwise(letters)]
     (tmp_path / "a.yaml").write_text("\n".join([*lines, f"{key}: *o"]))
     started = time.process_time()
     with pytest.raises(ValueError, match="its aliases unfold to more than 100,000 values"):

@@ -3,7 +3,7 @@
 The file's input is `images`, (B, 3, H, W) float32, normalised. The batch stays open, and except for classifiers
 height and width do. What a program must know besides (task, class names, how to prepare an image) is JSON inside
 the file, see `networks`.
-`crossformerpp.exported` runs ONNX files without PyTorch.
+`crossformerpp.runtime` runs ONNX files without PyTorch.
 """
 
 import logging
