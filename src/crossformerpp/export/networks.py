@@ -11,7 +11,7 @@ classification  logits      (B, K)
 segmentation    logits      (B, K, ceil(H/4), ceil(W/4))
 detection       logits      (B, A, K), RetinaNet's raw scores of its A anchors, level by level
                 boxes       (B, A, 4), raw offsets to these anchors; decoding and non-maximum suppression are
-                            arithmetic outside the network (`crossformerpp.exported.detector`)
+                            arithmetic outside the network (`crossformerpp.runtime.detector`)
 """
 
 from dataclasses import dataclass
