@@ -33,8 +33,9 @@ def test_pages_of_coco_hold_the_published_settings(name):
     assert (len(recipe.data.short_side) > 1) == (schedule == "3x")
     assert (recipe.optim.lr, recipe.optim.weight_decay, recipe.optim.undecayed) == (1e-4, 1e-4, "nothing")
     assert not recipe.data.empty_images
-    if recipe.detector.name == "mask_rcnn":
-        section = recipe.detector
+    section = recipe.detector
+    assert section.rules == "mmdetection"
+    if section.name == "mask_rcnn":
         assert (section.train_proposals, section.kept_proposals) == (2000, 1000)
         assert (section.box_loss, section.roi_samples) == ("l1", 0)
 

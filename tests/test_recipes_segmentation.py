@@ -38,7 +38,8 @@ def test_every_row_of_table_5_has_a_page_with_its_groups_and_its_headline() -> N
         assert recipe.schedule.warmup_steps == (1500 if is_upernet else None)
         assert (recipe.optim.lr, recipe.optim.weight_decay) == ((6e-5, 0.01) if is_upernet else (1e-4, 1e-4))
         assert (recipe.augment.crop, recipe.augment.scale) == (512, (0.5, 2.0))
-        assert recipe.inference.multiple_of == 32
+        assert (recipe.inference.rules, recipe.inference.multiple_of) == ("mmsegmentation", 32)
+        assert recipe.head.input_norm != is_upernet
         assert not recipe.inference.flip
 
 

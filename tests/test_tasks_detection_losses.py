@@ -16,9 +16,10 @@ def losses_of(model):
     return model.train()(*batch())
 
 
-def test_l1_losses_are_torchvisions_with_another_distance(monkeypatch):
-    """torchvision's own code with its smooth L1 replaced gives the same four losses and gradients."""
-    ours, reference = build(box_loss="l1"), build()
+@pytest.mark.parametrize("rules", ["torchvision", "mmdetection"])
+def test_l1_losses_are_torchvisions_with_another_distance(rules, monkeypatch):
+    """torchvision's own code with its smooth L1 replaced gives the same losses and gradients."""
+    ours, reference = build(box_loss="l1", rules=rules), build(rules=rules)
     reference.load_state_dict(ours.state_dict())
     found = losses_of(ours)
     smooth = losses_of(reference)
@@ -38,6 +39,15 @@ def test_l1_losses_are_torchvisions_with_another_distance(monkeypatch):
     sum(expected.values()).backward()
     for (name, one), other in zip(ours.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
+def test_the_papers_settings_train(detector):
+    """All of the coco/* recipes' settings at once: every parameter gets a finite gradient."""
+    settings = {"rules": "mmdetection", "kept_proposals": 50, "box_loss": "l1", "roi_samples": 0}
+    model = build(detector, **(settings if detector == "mask_rcnn" else {"rules": "mmdetection"})).train()
+    sum(model(*batch()).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_l1_changes_nothing_but_training():

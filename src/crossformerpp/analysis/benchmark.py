@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.analysis.throughput import Protocol, matmul_peak, peak_extra_memory, time_calls
+from crossformerpp.analysis.throughput import Protocol, Timing, matmul_peak, peak_extra_memory, time_calls
 from crossformerpp.models import VARIANTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,23 +94,32 @@ def bench(
         }
         calls = {name: timed_call(model, setting) for name, model in models.items()}
         timings = time_calls(calls, protocol, seconds, setting.device)
+        last = timings[names[-1]].median
         for name, timing in timings.items():
-            rate = setting.batch_size / timing.median
-            flops = 2 * macs[name] * rate * (3 if setting.training else 1)
-            yield Measurement(
-                model=name,
-                **asdict(setting),
-                median_ms=timing.median * 1e3,
-                low_ms=timing.low * 1e3,
-                high_ms=timing.high * 1e3,
-                runs=timing.runs,
-                images_per_s=rate,
-                gmacs=macs[name] / 1e9,
-                gflops_per_s=flops / 1e9,
-                peak_share=flops / peaks[key],
-                peak_extra_bytes=peak_extra_memory(calls[name], setting.device),
-                speed_ratio=timings[names[-1]].median / timing.median,
-            )
+            memory = peak_extra_memory(calls[name], setting.device)
+            yield _measurement(name, setting, timing, macs[name], peaks[key], last, memory)
+
+
+def _measurement(
+    name: str, setting: Setting, timing: Timing, macs: int, peak: float, last: float, memory: int
+) -> Measurement:
+    """One model's; `peak` in FLOP/s, `last` the last model's median in seconds, `memory` in bytes."""
+    rate = setting.batch_size / timing.median
+    flops = 2 * macs * rate * (3 if setting.training else 1)
+    return Measurement(
+        model=name,
+        **asdict(setting),
+        median_ms=timing.median * 1e3,
+        low_ms=timing.low * 1e3,
+        high_ms=timing.high * 1e3,
+        runs=timing.runs,
+        images_per_s=rate,
+        gmacs=macs / 1e9,
+        gflops_per_s=flops / 1e9,
+        peak_share=flops / peak,
+        peak_extra_bytes=memory,
+        speed_ratio=last / timing.median,
+    )
 
 
 def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,6 +64,11 @@ def bench(
     if as_json:
         show_json(rows)
         return
+    kind = [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
+    _show(rows, ", ".join(kind), protocol)
+
+
+def _show(rows: Sequence[Mapping[str, Any]], title: str, protocol: str) -> None:
     show_table(
         (
             "model",
@@ -91,9 +97,7 @@ def bench(
             )
             for row in rows
         ],
-        title=", ".join(
-            [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
-        ),
+        title=title,
     )
 
 

@@ -102,8 +102,8 @@ def _measure(name: str) -> dict[str, Any]:
         "name": name,
         "params": cost.params,
         "macs": cost.macs,
-        "group_sizes": [_one([block.attn.group_size for block in blocks]) for blocks in stages],
-        "intervals": [_one([block.attn.interval for block in blocks]) for blocks in stages],
+        "group_sizes": [_one([block.attn.rule.group_size for block in blocks]) for blocks in stages],
+        "intervals": [_one([block.attn.rule.interval for block in blocks]) for blocks in stages],
     }
 
 

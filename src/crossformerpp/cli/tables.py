@@ -43,7 +43,6 @@ def tables(
     as_json: AsJson = False,
 ) -> None:
     """Print the paper's tables: our parameters and multiply-accumulates beside the paper's figures."""
-    from crossformerpp.analysis.table_files import table_cells
     from crossformerpp.analysis.tables import MEASURED_TABLES, TABLES, table_title
     from crossformerpp.analysis.tables import measure as timed
     from crossformerpp.data.writing import claim_folder
@@ -63,11 +62,16 @@ def tables(
         show_json([row.to_json() for rows in found.values() for row in rows])
         return
     for number, rows in found.items():
-        header, cells = table_cells(rows, count)
-        show_table(header, cells, f"Table {number}: {table_title(number)}")
-        for row in rows:
-            if row.note:
-                say(f"{row.name}: {row.note}")
+        _show(f"Table {number}: {table_title(number)}", rows, count)
+
+
+def _show(title: str, rows: Sequence[TableRow], count: Literal["ours", "paper"]) -> None:
+    from crossformerpp.analysis.table_files import table_cells
+
+    show_table(*table_cells(rows, count), title)
+    for row in rows:
+        if row.note:
+            say(f"{row.name}: {row.note}")
 
 
 def _write(

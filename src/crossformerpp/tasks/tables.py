@@ -51,7 +51,8 @@ def build_row(row: TableRow) -> Detector | Segmenter:
     from crossformerpp.recipes.segmentation import HeadSection
     from crossformerpp.tasks.segmentation.model import Segmenter
 
-    return Segmenter(section, HeadSection.model_validate({"name": row.head}), ade20k.COLORS)
+    head = HeadSection.model_validate({"name": row.head, "input_norm": row.head != "upernet"})
+    return Segmenter(section, head, ade20k.COLORS)
 
 
 def _dense_rows(table: str) -> Iterator[TableRow]:

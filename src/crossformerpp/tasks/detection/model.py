@@ -260,8 +260,8 @@ def _keep_full_precision(head: nn.Module) -> None:
 
 def _as_float(head: nn.Module, inputs: Any, output: Any) -> Any:
     if isinstance(output, Tensor):
-        if not head.training and not torch.compiler.is_compiling() and not output.isfinite().all():
-            # torchvision would drop such boxes without a word
+        has_values = not (head.training or output.is_meta or torch.compiler.is_compiling())
+        if has_values and not output.isfinite().all():  # torchvision would drop such boxes without a word
             raise ValueError("the network's output is not a number (NaN)")
         return output.float()
     if isinstance(output, dict):
