@@ -5,7 +5,8 @@ import zlib
 import pytest
 import torch
 
-from crossformerpp.data.opencv import resize_bytes
+from crossformerpp.data import opencv
+from crossformerpp.tasks.resizing import resize_bytes
 from released import drawn_picture
 
 # old height and width, seed, new height and width, CRC-32 of cv2.resize(…, interpolation=cv2.INTER_LINEAR)
@@ -27,6 +28,7 @@ def test_every_byte_is_opencv_s(height, width, seed, to_height, to_width, checks
     image = torch.from_numpy(drawn_picture(height, width, seed)).permute(2, 0, 1)
     resized = resize_bytes(image, (to_height, to_width))
     assert zlib.crc32(resized.permute(1, 2, 0).contiguous().numpy().tobytes()) == checksum
+    assert (opencv.resize_bytes(image.numpy(), (to_height, to_width)) == resized.numpy()).all()
 
 
 def test_an_image_of_the_right_size_and_one_of_one_colour_stay():

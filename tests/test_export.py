@@ -141,8 +141,10 @@ def test_segmenter_agrees(folder: Path) -> None:
     assert ours.colors == theirs.colors
 
 
-def test_retinanet_agrees(folder: Path) -> None:
-    checkpoint, file = save("detection", folder), folder / "detection.onnx"
+@pytest.mark.parametrize("rules", ["torchvision", "mmdetection"])
+def test_retinanet_agrees(folder: Path, rules: str) -> None:
+    detector = PAGES["detection"]["detector"] | {"rules": rules}
+    checkpoint, file = save("detection", folder, detector=detector), folder / f"{rules}.onnx"
     report = export(checkpoint, file)
     assert report.outputs == ("logits", "boxes")
     assert report.short_sides == (65, 128)  # of 4·16 and 4·32: there the last stage's map is one group

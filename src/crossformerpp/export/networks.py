@@ -142,13 +142,9 @@ def open_network(saved: SavedRun, features: bool = False, size: int | None = Non
             f"{saved.path}: Mask R-CNN chooses boxes inside the network and has no export; RetinaNet has one, "
             "and --features exports the backbone"
         )
-    if recipe.detector.rules != "torchvision":
-        raise ValueError(
-            f"{saved.path}: exported detectors follow torchvision's rules, not {recipe.detector.rules}'s; --features "
-            "exports the backbone"
-        )
     about |= {
         "task": "detection",
+        "rules": recipe.detector.rules,
         "view": {"short_side": data.short_side[-1], "long_side": data.long_side},
         "anchors": [level.tolist() for level in predictor.model.anchor_generator.cell_anchors],
         "nms_iou": recipe.detector.nms_iou,

@@ -1,7 +1,8 @@
 """A RetinaNet exported to ONNX: an image to its objects.
 
 The file holds the network up to its heads' raw outputs. What torchvision does around it stands here in NumPy:
-resizing and padding, anchors, decoding of boxes, and non-maximum suppression.
+resizing and padding, anchors, decoding of boxes, and non-maximum suppression. A detector trained with MMDetection
+follows its rules instead (see `tasks.detection.mmdetection`).
 
 Legend: A anchors, level by level, K classes; a box is left, top, right, bottom in pixels.
 """
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction
+from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.runtime.files import OnnxNetwork, resize_exactly
 
 # torchvision's RetinaNet and its transform
@@ -32,12 +34,18 @@ class OnnxDetector:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.min_score = min_score
+        self.is_exact = network.about.get("rules") == "mmdetection"
 
     def __call__(self, image: Image.Image) -> ObjectPrediction:
         view = self.network.about["view"]
         scale = min(view["short_side"] / min(image.size), view["long_side"] / max(image.size))
-        width, height = (max(1, int(side * scale)) for side in image.size)
-        pixels = self.network.normalise(resize_exactly(image, width, height))
+        if self.is_exact:
+            width, height = (int(side * scale + 0.5) for side in image.size)
+            seen = resize_bytes(np.asarray(image).transpose(2, 0, 1), (height, width)).transpose(1, 2, 0)
+        else:
+            width, height = (max(1, int(side * scale)) for side in image.size)
+            seen = resize_exactly(image, width, height)
+        pixels = self.network.normalise(seen)
         more = [-side % _DIVISOR for side in (height, width)]
         pixels = np.pad(pixels, ((0, 0), (0, 0), (0, more[0]), (0, more[1])))
         logits, offsets = (output[0] for output in self.network(pixels))
@@ -60,34 +68,45 @@ class OnnxDetector:
         """The best (box, score, label) of each level, (N, 4), (N,), (N,)."""
         found, first = [], 0
         for level, cell in zip(_STRIDES, self.network.about["anchors"], strict=True):
-            anchors = anchors_of_level(size, level, np.asarray(cell, np.float32))
+            anchors = anchors_of_level(size, level, np.asarray(cell, np.float32), self.is_exact)
             part = slice(first, first := first + len(anchors))
-            scores = 1 / (1 + np.exp(-logits[part].ravel().astype(np.float32)))
+            scores = 1 / (1 + np.exp(-logits[part].astype(np.float32)))
+            if self.is_exact:  # only of the anchors with the highest scores
+                scores[np.argsort(-scores.max(axis=1), kind="stable")[_PER_LEVEL:]] = 0
+            scores = scores.ravel()
             above = np.flatnonzero(scores > self.min_score)
-            best = above[np.argsort(-scores[above], kind="stable")[:_PER_LEVEL]]
+            best = above[np.argsort(-scores[above], kind="stable")]
+            best = best if self.is_exact else best[:_PER_LEVEL]
             which, labels = np.divmod(best, logits.shape[-1])
-            found.append((decode(offsets[part][which], anchors[which]), scores[best], labels))
+            least = -_MAX_LOG_SCALE if self.is_exact else -math.inf
+            found.append((decode(offsets[part][which], anchors[which], least), scores[best], labels))
         boxes, scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return boxes, scores, labels
 
 
-def anchors_of_level(size: Sequence[int], stride: int, cell: np.ndarray) -> np.ndarray:
-    """(h·w·a, 4): the `a` anchors of a cell, (a, 4) about the origin, at every cell of a level."""
-    rows, columns = (-(-side // stride) for side in size)
+def anchors_of_level(
+    size: Sequence[int], stride: int, cell: np.ndarray, is_exact: bool = False
+) -> np.ndarray:
+    """(h·w·a, 4): the `a` anchors of a cell, (a, 4) about the origin, at every cell of a level.
+
+    Args:
+        is_exact: From cell to cell they move by the stride, not by the image's side over the number of cells.
+    """
+    counts = [-(-side // stride) for side in size]
+    steps = [stride if is_exact else side // count for side, count in zip(size, counts, strict=True)]
     y, x = np.meshgrid(
-        np.arange(rows, dtype=np.float32) * (size[0] // rows),
-        np.arange(columns, dtype=np.float32) * (size[1] // columns),
+        *(np.arange(count, dtype=np.float32) * step for count, step in zip(counts, steps, strict=True)),
         indexing="ij",
     )
     shifts = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)
     return (shifts + cell).reshape(-1, 4)
 
 
-def decode(offsets: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Offsets (dx, dy, dw, dh) to anchors -> boxes, (N, 4)."""
+def decode(offsets: np.ndarray, anchors: np.ndarray, least: float = -math.inf) -> np.ndarray:
+    """Offsets (dx, dy, dw, dh) to anchors -> boxes, (N, 4); dw and dh are at least `least`."""
     sides = anchors[:, 2:] - anchors[:, :2]
     centres = anchors[:, :2] + 0.5 * sides + offsets[:, :2] * sides
-    half = 0.5 * sides * np.exp(np.minimum(offsets[:, 2:], _MAX_LOG_SCALE))
+    half = 0.5 * sides * np.exp(offsets[:, 2:].clip(least, _MAX_LOG_SCALE))
     return np.concatenate([centres - half, centres + half], axis=1)
 
 

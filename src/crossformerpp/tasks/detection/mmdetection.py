@@ -29,8 +29,8 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.recipes.detection import DetectorSection
+from crossformerpp.tasks.resizing import resize_bytes
 
 _PER_LEVEL = 1000  # of RetinaNet's anchors, the candidates
 _LEAST_SCALE = 16 / 1000  # of a box's side to its anchor's

@@ -17,8 +17,8 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 
 from crossformerpp.data.images import scaled_size
-from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.recipes.segmentation import InferenceSection
+from crossformerpp.tasks.resizing import resize_bytes
 
 CELL = 4  # stride of the logits
 _LEAST_SIDE = 32  # pixels, of what a backbone takes
