@@ -17,7 +17,7 @@ import torch
 
 from crossformerpp.export import export
 from crossformerpp.export.networks import open_network
-from crossformerpp.exported.files import open_session
+from crossformerpp.runtime.files import open_session
 from crossformerpp.tasks.saved import open_saved
 
 

@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.literal import LiteralBlock
-from crossformerpp.layers import DynamicPositionBias, GroupAttention
+from crossformerpp.layers import DynamicPositionBias, GroupAttention, GroupRule
 
 DIM, HEADS = 64, 2  # the literal position bias has a width of DIM / 16
 # of the largest value; gradients of bfloat16 weights add up rounding over all tokens
@@ -93,7 +93,8 @@ def differences(draw: Draw, seed: int) -> tuple[float, float]:
     """The largest difference of outputs, and in training of gradients, as a share of the largest value."""
     torch.manual_seed(seed)
     bias = DynamicPositionBias(DIM // 16, HEADS)
-    attention = GroupAttention(DIM, HEADS, bias, draw.distance, draw.group_size, draw.interval, draw.lda)  # type: ignore[arg-type]
+    rule = GroupRule(draw.distance, draw.group_size, draw.interval, draw.lda)  # type: ignore[arg-type]
+    attention = GroupAttention(DIM, HEADS, bias, rule)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     attention = attention.to(draw.dtype).train(draw.is_training)

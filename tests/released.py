@@ -97,8 +97,10 @@ def dense_weights(head: str, variant: str = "crossformer_small") -> dict[str, Te
 # What makes a head at random answer like a trained one: few classes are likely, boxes move by a fraction of their size.
 _SHIFTS = {"bbox_head.retina_cls.bias": -4.0}
 _GAINS = {
+    "neck.fpn_convs.3.conv.weight": 3.0,  # else nothing is found on coarse levels
+    "neck.fpn_convs.4.conv.weight": 3.0,
     "bbox_head.retina_cls.weight": 2.0,
-    "bbox_head.retina_reg.weight": 0.7,
+    "bbox_head.retina_reg.weight": 1.5,
     "rpn_head.rpn_reg.weight": 0.25,
     "roi_head.bbox_head.fc_cls.weight": 1.5,
     "roi_head.mask_head.conv_logits.weight": 10.0,

@@ -6,8 +6,9 @@ import torch
 from timm.models import davit
 from torch import Tensor
 
-from crossformerpp.ablations.build import BlockGroups, build_attention
+from crossformerpp.ablations.build import build_attention
 from crossformerpp.ablations.reduced import from_davit
+from crossformerpp.layers import GroupRule
 from crossformerpp.models import CrossFormer
 
 DIM, HEADS = 32, 2
@@ -17,8 +18,8 @@ ATTENTIONS = ["lsda", "swin", "cat", "cat-unbiased", "pvt", "davit", "cswin", "s
 def build(attention: str, distance: str = "short", group_size: int = 4, interval=2, **options):
     torch.manual_seed(0)
     position = "none" if attention == "pvt" else "dpb"
-    groups = BlockGroups(distance, group_size, interval)
-    module = build_attention(attention, position, DIM, options.pop("num_heads", HEADS), groups, **options)
+    rule = GroupRule(distance, group_size, interval)
+    module = build_attention(attention, position, DIM, options.pop("num_heads", HEADS), rule, **options)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module.double().eval()
@@ -120,7 +121,7 @@ def test_scalablevits_windows_interact_with_their_neighbours_only():
 
 
 def test_scalablevit_widens_queries_and_keys():
-    module = build_attention("scalablevit", "none", 64, 2, BlockGroups("long", 7, interval=2))
+    module = build_attention("scalablevit", "none", 64, 2, GroupRule("long", 7, interval=2))
     shapes = [tuple(part.weight.shape) for part in (module.q, module.k, module.v)]
     assert shapes == [(80, 64), (80, 80), (64, 80)]
     assert module.reduce.conv.groups == 64
@@ -233,4 +234,4 @@ def test_what_does_not_fit_is_refused(attention, options, match):
 
 def test_pvt_refuses_a_position_bias():
     with pytest.raises(ValueError, match="'pvt' has no place for position 'dpb': choose 'none' or 'ape'"):
-        build_attention("pvt", "dpb", DIM, HEADS, BlockGroups("short", 4, 2))
+        build_attention("pvt", "dpb", DIM, HEADS, GroupRule("short", 4, 2))

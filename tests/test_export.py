@@ -17,12 +17,12 @@ from torchvision.ops import batched_nms
 
 from crossformerpp.cli import main
 from crossformerpp.export import export
-from crossformerpp.exported import open_predictor
-from crossformerpp.exported.detector import suppress
-from crossformerpp.exported.files import KEY
-from crossformerpp.exported.files import open_onnx as open_network
 from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.runtime import open_predictor
+from crossformerpp.runtime.detector import suppress
+from crossformerpp.runtime.files import KEY
+from crossformerpp.runtime.files import open_onnx as open_network
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
 from crossformerpp.tasks.pyramid import Pyramid

@@ -29,6 +29,7 @@ import timm
 import torch
 from torch import Tensor
 
+from crossformerpp.data.tensors import refuse_compressed, refuse_unsound
 from crossformerpp.data.writing import replacing
 from crossformerpp.layers.grouping import Lda
 from crossformerpp.models import VARIANTS
@@ -270,6 +271,7 @@ def read_file(path: Path) -> Any:
     """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
+    refuse_compressed(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -306,6 +308,7 @@ def find_weights(checkpoint: Any, path: Path) -> dict[str, Tensor]:
         inner = [checkpoint[name] for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
         state = inner[0] if inner else checkpoint
         if state and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+            refuse_unsound(state, path)
             return dict(state)
     raise ValueError(f"{path} holds no weights, neither as such nor under {', '.join(_WRAPPERS)}")
 

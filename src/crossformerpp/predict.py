@@ -53,7 +53,7 @@ def load_predictor(
         ValueError: There is no such checkpoint, or it cannot be used.
     """
     if path.suffix == ".onnx":
-        from crossformerpp.exported import open_predictor
+        from crossformerpp.runtime import open_predictor
 
         if overrides:
             raise ValueError(f"--set {' '.join(overrides)}: an exported model is as it is; export it again")

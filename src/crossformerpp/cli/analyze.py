@@ -215,7 +215,7 @@ def _choose_groups(
         raise ValueError(
             f"{network.name}: group sizes are chosen from the attention of a trained CrossFormer; pass its run"
         )
-    own = [attn.group_size for attn in model.modules() if isinstance(attn, GroupAttention)]
+    own = [attn.rule.group_size for attn in model.modules() if isinstance(attn, GroupAttention)]
     smallest, largest = smallest or min(own), largest or max(own)
     if smallest > largest:
         raise ValueError(

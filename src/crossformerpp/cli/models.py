@@ -1,13 +1,12 @@
-"""`crossformer models` and `crossformer convert`."""
+"""`crossformer models`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from crossformerpp.cli.output import say, show_json, show_table
-from crossformerpp.cli.train import AsJson, Overwrite
+from crossformerpp.cli.train import AsJson
 
 
 def models(
@@ -43,105 +42,6 @@ def _classifiers(as_json: bool) -> None:
             )
             for record in records
         ],
-    )
-
-
-def convert(
-    source: Annotated[Path, typer.Argument(help="A released .pth file.")],
-    destination: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Variant, e.g. crossformer_small; with --task detection or segmentation it is found."
-        ),
-    ] = None,
-    task: Annotated[
-        Literal["classification", "detection", "segmentation"],
-        typer.Option(
-            help="What to convert: a classifier (or a backbone alone), a whole detector or segmenter."
-        ),
-    ] = "classification",
-    options: Annotated[
-        str,
-        typer.Option(
-            help="Groups of a detector or segmenter, e.g. 'group_sizes: [14, 14, 7, 7]'; default: the file's."
-        ),
-    ] = "{}",
-    lda: Annotated[
-        Literal["spanning", "regional"] | None,
-        typer.Option(help="LDA grouping the weights were trained with; default: the variant's."),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Convert a released checkpoint to safetensors without executing any of its contents."""
-    from crossformerpp import checkpoints
-
-    if task != "classification":
-        if model is not None:
-            raise ValueError(
-                f"--model {model}: leave it out, the weights of a whole model tell which backbone it has"
-            )
-        _convert_dense(source, destination, task, options, lda, overwrite, as_json)
-        return
-    if model is None:
-        raise ValueError(
-            "pass --model NAME, such as crossformer_small, or --task for a whole detector or segmenter"
-        )
-    report = checkpoints.convert(source, destination, model, lda=lda, overwrite=overwrite)
-    if as_json:
-        show_json(
-            {
-                "model": report.model,
-                "destination": str(report.destination),
-                "tensors": report.num_tensors,
-                "params": report.num_params,
-                "num_classes": report.num_classes,
-                "lda": report.lda,
-                "dropped": list(report.dropped),
-            }
-        )
-        return
-    head = "no head" if report.num_classes is None else f"{report.num_classes} classes"
-    dropped = f"; left out: {', '.join(report.dropped)}" if report.dropped else ""
-    say(
-        f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}, {report.lda} LDA{dropped}"
-    )
-
-
-def _convert_dense(
-    source: Path,
-    destination: Path,
-    task: Literal["detection", "segmentation"],
-    options: str,
-    lda: Literal["spanning", "regional"] | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    from crossformerpp.recipes.load import parse_options
-    from crossformerpp.tasks.released import convert_dense
-
-    chosen = parse_options(options) | ({"lda": lda} if lda else {})
-    report = convert_dense(source, destination, task, options=chosen, overwrite=overwrite)
-    if as_json:
-        show_json(
-            {
-                "model": report.model,
-                "head": report.head,
-                "destination": str(report.destination),
-                "tensors": report.num_tensors,
-                "params": report.num_params,
-                "class_names": report.class_names,
-                "groups": report.groups,
-                "groups_from": report.groups_from,
-                "dropped": list(report.dropped),
-            }
-        )
-        return
-    groups = ", ".join(f"{name} {value}" for name, value in report.groups.items())
-    say(
-        f"{report.destination}: {report.head} on {report.model}, {report.num_tensors} tensors, "
-        f"{len(report.class_names)} classes; {groups} (by {report.groups_from})"
     )
 
 
@@ -202,8 +102,8 @@ def _measure(name: str) -> dict[str, Any]:
         "name": name,
         "params": cost.params,
         "macs": cost.macs,
-        "group_sizes": [_one([block.attn.group_size for block in blocks]) for blocks in stages],
-        "intervals": [_one([block.attn.interval for block in blocks]) for blocks in stages],
+        "group_sizes": [_one([block.attn.rule.group_size for block in blocks]) for blocks in stages],
+        "intervals": [_one([block.attn.rule.interval for block in blocks]) for blocks in stages],
     }
 
 

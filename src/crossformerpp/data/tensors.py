@@ -19,8 +19,11 @@ def refuse_compressed(path: Path) -> None:
     """
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except Exception:  # damaged in one of many ways; torch, which reads it next, refuses it
+        return
     if unpacked > _MAX_GROWTH * path.stat().st_size:
         raise ValueError(
             f"{path}: {path.stat().st_size:,} bytes that would unpack to {unpacked:,}: no checkpoint of torch.save"

@@ -103,6 +103,13 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         picture.save(file, "PNG")
 
 
+def disk_error(error: BaseException | None) -> OSError | None:
+    """The error of the disk behind another one: torch's writers report a full disk as errors of their own."""
+    while error is not None and not (isinstance(error, OSError) and error.errno is not None):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def claim_folder(folder: Path, overwrite: bool) -> Path:
     """Make a folder for results.
 

@@ -18,7 +18,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 import crossformerpp
-from crossformerpp.data.writing import remove_unfinished, replacing, replacing_path
+from crossformerpp.data.writing import disk_error, remove_unfinished, replacing, replacing_path
 from crossformerpp.engine.lock import RunLock
 
 
@@ -29,11 +29,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as either
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            number = getattr(error, "errno", None) or errno.EIO
+        except (OSError, RuntimeError) as error:
+            found = disk_error(error)
+            reason = found.strerror if found is not None else str(error).splitlines()[0]
+            number = found.errno if found is not None else errno.EIO
             kept = "; the checkpoint saved before is intact" if Path(path).exists() else ""
-            raise OSError(number, f"{path} could not be saved: {reason}{kept}") from error
+            raise OSError(number, f"could not be saved: {reason}{kept}", str(path)) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)

@@ -3,12 +3,10 @@
 The file's input is `images`, (B, 3, H, W) float32, normalised. The batch stays open, and except for classifiers
 height and width do. What a program must know besides (task, class names, how to prepare an image) is JSON inside
 the file, see `networks`.
-`crossformerpp.exported` runs ONNX files without PyTorch.
+`crossformerpp.runtime` runs ONNX files without PyTorch.
 """
 
-import errno
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from crossformerpp.data.writing import replacing_path
+from crossformerpp.data.writing import disk_error, replacing_path
 from crossformerpp.export.formats import FORMATS
 from crossformerpp.export.networks import Network, open_network
 from crossformerpp.tasks.saved import open_saved
@@ -102,21 +100,15 @@ def _write(network: Network, form: Format, path: Path) -> dict[Shape, tuple[floa
     except (ValueError, OSError):
         raise
     except Exception as error:  # exporters and runtimes fail with errors of almost any type
-        if (full := _no_space(error)) is not None:
-            raise full from None
-        reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+        if (disk := disk_error(error)) is not None:
+            raise OSError(disk.errno, disk.strerror) from error
+        reason = (
+            next(iter(str(error.__cause__ or error).strip().splitlines()), "")[:200] or type(error).__name__
+        )
         raise ValueError(
             f"cannot be exported as {form} for images with a shorter side of {network.size} pixels; a larger --size "
             f"such as {max(256, 2 * network.size)} may help ({reason})"
-        ) from None
-
-
-def _no_space(error: Exception) -> OSError | None:
-    """The error of a full disk, which torch's and ONNX's writers report as something else."""
-    text = str(error).lower()
-    if "no space left" in text or ("write" in text and "fail" in text):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return None
+        ) from error
 
 
 def _shapes(network: Network) -> tuple[Shape, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from crossformerpp.export.networks import Network
-from crossformerpp.exported.files import KEY, open_session
+from crossformerpp.runtime.files import KEY, open_session
 
 Write = Callable[[ExportedProgram, Path, Network], None]
 Run = Callable[[Path], Callable[[Tensor], list[Tensor]]]

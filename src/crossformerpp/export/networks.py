@@ -11,7 +11,7 @@ classification  logits      (B, K)
 segmentation    logits      (B, K, ceil(H/4), ceil(W/4))
 detection       logits      (B, A, K), RetinaNet's raw scores of its A anchors, level by level
                 boxes       (B, A, 4), raw offsets to these anchors; decoding and non-maximum suppression are
-                            arithmetic outside the network (`crossformerpp.exported.detector`)
+                            arithmetic outside the network (`crossformerpp.runtime.detector`)
 """
 
 from dataclasses import dataclass
@@ -63,7 +63,9 @@ class Network:
                 for stage, info in zip(model.stages.children(), model.feature_info, strict=False):
                     for block in cast(CrossFormerStage, stage).blocks.children():
                         assert isinstance(block, CrossFormerBlock)
-                        limit = block.attn.group_size * info["reduction"]  # the map is one group up to here
+                        limit = (
+                            block.attn.rule.group_size * info["reduction"]
+                        )  # the map is one group up to here
                         if self.size > limit:
                             least = max(least, limit + 1)
                         else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crossformerpp import kernels
 from crossformerpp.layers.attention import GroupAttention
-from crossformerpp.layers.grouping import GroupRule
+from crossformerpp.layers.grouping import rule_of
 from crossformerpp.layers.linear import Linear
 
 
@@ -80,7 +80,7 @@ class CrossFormerBlock(nn.Module):
         table = self.attn.offset_biases(self.attn.rule.sides(*x.shape[1:3]))
         eps = [self.norm1.eps, self.norm2.eps]
         run = _operator if torch.compiler.is_compiling() else _run_kernel
-        return run(x, table, weights, eps, self.attn.num_heads, *self.attn.rule)
+        return run(x, table, weights, eps, self.attn.num_heads, *self.attn.rule.flat())
 
     def _takes_kernel(self, x: Tensor) -> bool:
         return (
@@ -112,7 +112,7 @@ def _run_kernel(
     lda: str,
 ) -> Tensor:
     B, H, W, C = x.shape
-    grouping = GroupRule(distance, group_size, interval, lda).on(H, W)  # type: ignore[arg-type]
+    grouping = rule_of(distance, group_size, interval, lda).on(H, W)
     chunks = grouping.chunks(B, x.device, max(1, kernels.CHUNK_ELEMENTS // C))
     return kernels.block(x.reshape(-1, C), weights, eps, table, num_heads, chunks).view(B, H, W, C)
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
-import torch
+from crossformerpp.layers.grouping import Distance, GroupRule, Interval, Lda
 
 PerBlock = int | Sequence[int]
-Interval = int | Literal["adaptive"]  # "adaptive": see `adaptive_interval`
 
 GroupPolicy = Literal["constant", "4_14", "linear", "linear_div", "alter", "7_14"]
 _PROGRESSIVE = (4, 4, 14, 7)  # the paper's PGS
@@ -123,12 +123,6 @@ def linear_group_sizes(
     return expand_per_block(per_stage, depths, "group size")
 
 
-def adaptive_interval(height: int, width: int, group_size: int) -> int:
-    """The least interval at which a long-distance group of side G spans a map: ceil(max(H, W) / G)."""
-    longer = cast(int, torch.sym_max(height, width))  # a symbol where they are
-    return (longer + group_size - 1) // group_size
-
-
 def expand_per_block(
     values: Sequence[PerBlock | Interval | Sequence[Interval]],
     depths: Sequence[int],
@@ -162,3 +156,51 @@ def expand_per_block(
                 raise ValueError(f"{name} {block!r} in stage {stage}: it must be {wanted}")
         expanded.append(blocks)
     return tuple(expanded)
+
+
+def rule_per_block(
+    depths: Sequence[int],
+    group_sizes: Sequence[PerBlock],
+    intervals: Sequence[Interval | Sequence[Interval]],
+    lda: Lda | Sequence[Lda],
+) -> list[list[GroupRule]]:
+    """How every block of every stage groups its tokens; blocks are short and long in turn.
+
+    Raises:
+        ValueError: As `expand_per_block`, or `lda` names no grouping or has not one per stage.
+    """
+    words = [lda] * len(depths) if isinstance(lda, str) else list(lda)
+    if len(words) != len(depths):
+        raise ValueError(
+            f"lda has {len(words)} entries for {len(depths)} stages: give one for all or one per stage"
+        )
+    for word in words:
+        if word not in get_args(Lda):
+            nearest = difflib.get_close_matches(str(word), get_args(Lda), n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"lda {word!r}: choose one of {', '.join(get_args(Lda))}; the nearest is {nearest!r}"
+            )
+    sizes = expand_per_block(group_sizes, depths, "group size")
+    gaps = expand_per_block(intervals, depths, "interval", words=("adaptive",))
+    stages = []
+    for stage, word in enumerate(words):
+        distances: list[Distance] = ["long" if block % 2 else "short" for block in range(depths[stage])]
+        own = [
+            GroupRule(*of_block, word) for of_block in zip(distances, sizes[stage], gaps[stage], strict=True)
+        ]
+        _explain_unused_sizes(own, stage)
+        stages.append(own)
+    return stages
+
+
+def _explain_unused_sizes(rules: Sequence[GroupRule], stage: int) -> None:
+    """Warn of a size that LDA blocks alone have: spanning groups have sides of their own."""
+    of_sda = {rule.group_size for rule in rules if rule.distance == "short"}
+    for block, (distance, size, interval, lda) in enumerate(rules):
+        if (distance, lda) == ("long", "spanning") and interval != "adaptive" and size not in of_sda:
+            warnings.warn(
+                f"group size {size} of stage {stage + 1}, block {block + 1}: spanning LDA has groups of the map's "
+                f"sides divided by the interval {interval}; the size only decides which maps are one group. Change the "
+                "interval, or choose lda='regional'",
+                stacklevel=3,
+            )

@@ -49,7 +49,7 @@ class DetectorSection(Section):
     """
 
     name: Literal["retinanet", "mask_rcnn"]
-    # whose anchors, RoIAlign, candidates, … the weights were trained with: see tasks/detection/mmdetection.py
+    # whose conventions for anchors, RoIAlign, candidates, masks, …: see tasks/detection/mmdetection.py
     rules: Literal["torchvision", "mmdetection"] = "torchvision"
     pyramid_channels: PositiveInt = 256  # of the FPN, and of what runs on it
     group_norm: bool = False  # in pyramid and heads: new ones learn faster

@@ -25,6 +25,12 @@ RECIPES: dict[str, type[BaseRecipe]] = {  # by their `task`
 }
 
 
+_MAX_VALUES = 100_000  # of a page
+_LINE_BREAKS = frozenset("\x85\u2028\u2029")
+_BRIEF = reprlib.Repr()  # aliases in YAML can make a value too long to be shown
+_BRIEF.maxlevel = 2
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number (YAML 1.1 reads it as text) and no key may come twice."""
 
@@ -91,7 +97,7 @@ def parse_recipe(values: dict[str, Any], name: str) -> BaseRecipe:
     """
     task = values.get("task")
     if not isinstance(task, str) or task not in RECIPES:
-        raise ValueError(f"recipe {name}: task: {reprlib.repr(task)} is none of {', '.join(RECIPES)}")
+        raise ValueError(f"recipe {name}: task: {_BRIEF.repr(task)} is none of {', '.join(RECIPES)}")
     try:
         return RECIPES[task].model_validate(values)
     except ValidationError as error:
@@ -101,7 +107,11 @@ def parse_recipe(values: dict[str, Any], name: str) -> BaseRecipe:
 
 def dump_recipe(recipe: BaseRecipe) -> str:
     """The recipe as a YAML page with every value resolved; `load_recipe` reads it back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = recipe.model_dump(mode="json")
+    page = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if not _LINE_BREAKS.isdisjoint(page):  # PyYAML writes them as they are, and reads them as ends of lines
+        page = yaml.safe_dump(values, sort_keys=False)
+    return page
 
 
 def parse_options(text: str) -> dict[str, Any]:
@@ -158,13 +168,27 @@ def _find_page(name: str) -> dict[str, Any]:
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
+        if _unfolded(values, {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases unfold to more than {_MAX_VALUES:,} values")
+        return values
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
     except RecursionError:
         raise ValueError(f"{where}: YAML nested too deeply") from None
     except (ValueError, OverflowError) as error:  # a date that is none, a number of thousands of digits
         raise ValueError(f"{where}: not valid YAML: {error}") from None
+
+
+def _unfolded(value: Any, known: dict[int, int]) -> int:
+    """How many values there are with every alias written out; each is looked at once."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MAX_VALUES + 1  # while it is counted: one that meets itself is endless
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded(one, known) for one in inner)
+    return known[id(value)]
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any, where: str) -> None:
@@ -191,7 +215,7 @@ def _describe(problem: Mapping[str, Any], recipe: type[BaseRecipe]) -> str:
         return f"{key}: missing"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem["input"]
-    shown = "" if isinstance(given, dict) else f" (given: {reprlib.repr(given)})"
+    shown = "" if isinstance(given, dict) else f" (given: {_BRIEF.repr(given)})"
     where = f"{key}: " if key else ""
     return f"{where}{message[0].lower()}{message[1:]}{shown}"
 

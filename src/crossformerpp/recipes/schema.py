@@ -4,10 +4,12 @@ A recipe is one YAML page. Its `task` selects the typed model that reads it; unk
 ill-typed keys are refused, all at once (see `crossformerpp.recipes.load`). Nothing here imports torch.
 """
 
+import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,6 +18,26 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+
+
+def _plain(value: Any) -> Any:
+    """Refuse what a page could not hold, so that a recipe reads back as it was written."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("keys must be text")
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(inner) for inner in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(
+            f"{type(value).__name__} is neither a number nor text, nor a list or mapping of them"
+        )
+    return value
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_plain)]  # keyword arguments for something else
 
 
 class Section(BaseModel):
@@ -50,7 +72,7 @@ class ModelSection(Section):
     """Which backbone (any timm name), with which overrides, from which weights."""
 
     name: str
-    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
+    options: Options = Field(default_factory=dict)  # keyword arguments of timm.create_model
     checkpoint: Path | None = None  # weights to start from: .safetensors, or a checkpoint or run of ours
     grad_checkpointing: bool = False
     compile: bool = False
@@ -68,7 +90,7 @@ class OptimSection(Section):
     lr_batch_size: PositiveInt | None = None  # `lr` is for this batch size, scaled linearly to the real one
     weight_decay: NonNegativeFloat = 0.05
     undecayed: Literal["vectors", "norms", "nothing"] = "vectors"
-    options: dict[str, Any] = Field(default_factory=dict)  # e.g. betas, eps, momentum
+    options: Options = Field(default_factory=dict)  # e.g. betas, eps, momentum
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # lr factor per layer below the head
     clip_norm: PositiveFloat | None = 5.0
 

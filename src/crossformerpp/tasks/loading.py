@@ -181,7 +181,7 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
         for name in there
         if here[name] != there[name]
     ]
-    return replace(report, notes=tuple(notes))
+    return replace(report, notes=(*notes, *report.notes))
 
 
 def _grouping(section: ModelSection) -> dict[str, Any]:

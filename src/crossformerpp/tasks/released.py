@@ -3,15 +3,15 @@
 The authors trained these with MMDetection 2.x and MMSegmentation 0.x. `convert_dense` reads such a file without
 executing anything in it and writes one .safetensors file, which `crossformer eval` and `predict` take like a run: the
 weights under this package's names, the class names, and a recipe with the preprocessing, the groups and the
-conventions (`detector.rules`, `inference.rules`) that the weights were trained with.
+conventions (`detector.rules`, `inference.rules`) of the training.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,96 +25,17 @@ from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.recipes.segmentation import SegmentationRecipe
+from crossformerpp.tasks.released_names import (
+    BACKBONE,
+    TASKS,
+    Task,
+    find_head,
+    num_classes,
+    rename,
+    without_tables,
+)
 
-Task = Literal["detection", "segmentation"]
-Rows = tuple[tuple[str, str], ...]  # released stem -> ours, as in `checkpoints.rename`
-
-_BACKBONE = "backbone.getter.model."  # of ours
-_RETINANET_ANCHORS = 9
-
-
-def _pyramid(room: str, levels: int) -> Rows:
-    """An FPN's rows; ours is in the module `room`."""
-    return tuple(
-        (f"neck.{theirs}.{level}.conv", f"{room}.{ours}.{level}.0")
-        for theirs, ours in (("lateral_convs", "inner_blocks"), ("fpn_convs", "layer_blocks"))
-        for level in range(levels)
-    )
-
-
-def _with_norm(theirs: str, ours: str) -> Rows:
-    return (f"{theirs}.conv", f"{ours}.0"), (f"{theirs}.bn", f"{ours}.1")
-
-
-_ROWS: dict[str, Rows] = {
-    "retinanet": (
-        *_pyramid("backbone.fpn", 3),
-        ("neck.fpn_convs.3.conv", "backbone.fpn.extra_blocks.p6"),
-        ("neck.fpn_convs.4.conv", "backbone.fpn.extra_blocks.p7"),
-        ("bbox_head.cls_convs.{i}.conv", "head.classification_head.conv.{i}.0"),
-        ("bbox_head.reg_convs.{i}.conv", "head.regression_head.conv.{i}.0"),
-        ("bbox_head.retina_cls", "head.classification_head.cls_logits"),
-        ("bbox_head.retina_reg", "head.regression_head.bbox_reg"),
-    ),
-    "mask_rcnn": (
-        *_pyramid("backbone.fpn", 4),
-        ("rpn_head.rpn_conv", "rpn.head.conv.0.0"),
-        ("rpn_head.rpn_cls", "rpn.head.cls_logits"),
-        ("rpn_head.rpn_reg", "rpn.head.bbox_pred"),
-        ("roi_head.bbox_head.shared_fcs.0", "roi_heads.box_head.fc6"),
-        ("roi_head.bbox_head.shared_fcs.1", "roi_heads.box_head.fc7"),
-        ("roi_head.bbox_head.fc_cls", "roi_heads.box_predictor.cls_score"),
-        ("roi_head.bbox_head.fc_reg", "roi_heads.box_predictor.bbox_pred"),
-        ("roi_head.mask_head.convs.{i}.conv", "roi_heads.mask_head.{i}.0"),
-        ("roi_head.mask_head.upsample", "roi_heads.mask_predictor.conv5_mask"),
-        ("roi_head.mask_head.conv_logits", "roi_heads.mask_predictor.mask_fcn_logits"),
-    ),
-    "semantic_fpn": (
-        *_pyramid("decoder.fpn", 4),
-        # between the convolutions of a level theirs counts the enlargements
-        *(
-            row
-            for at in range(3)
-            for row in _with_norm(f"decode_head.scale_heads.{{l}}.{2 * at}", f"decoder.levels.{{l}}.{at}")
-        ),
-        ("decode_head.conv_seg", "classifier.1"),
-    ),
-    "upernet": (
-        *_with_norm("decode_head.psp_modules.{i}.1", "decoder.decoder.psp.blocks.{i}.1"),
-        *_with_norm("decode_head.bottleneck", "decoder.decoder.psp.out_conv"),
-        # theirs begins with the finest level, ours with the coarsest
-        *(
-            row
-            for level in range(3)
-            for row in (
-                *_with_norm(
-                    f"decode_head.lateral_convs.{level}",
-                    f"decoder.decoder.fpn_lateral_blocks.{2 - level}.conv_norm_relu",
-                ),
-                *_with_norm(f"decode_head.fpn_convs.{level}", f"decoder.decoder.fpn_conv_blocks.{2 - level}"),
-            )
-        ),
-        *_with_norm("decode_head.fpn_bottleneck", "decoder.decoder.fusion_block"),
-        ("decode_head.conv_seg", "classifier.1"),
-        *_with_norm("auxiliary_head.convs.0", "auxiliary.0"),
-        ("auxiliary_head.conv_seg", "auxiliary.1.1"),
-    ),
-}
-_TASKS: dict[str, Task] = {
-    "retinanet": "detection",
-    "mask_rcnn": "detection",
-    "semantic_fpn": "segmentation",
-    "upernet": "segmentation",
-}
-# A key that one of the heads has, and the key whose first size tells the number of classes, with how many a class has.
-_MARKS = {
-    "retinanet": ("bbox_head.retina_cls.weight", "bbox_head.retina_cls.weight", _RETINANET_ANCHORS),
-    "mask_rcnn": ("roi_head.mask_head.conv_logits.weight", "roi_head.mask_head.conv_logits.weight", 1),
-    "semantic_fpn": ("decode_head.scale_heads.0.0.conv.weight", "decode_head.conv_seg.weight", 1),
-    "upernet": ("decode_head.psp_modules.0.1.conv.weight", "decode_head.conv_seg.weight", 1),
-}
-
-# Groups of the released files where they do not tell: those with which the paper's FLOPs agree.
+# Groups for files that do not record them: those that match the FLOPs printed in the paper.
 _G7 = {"group_sizes": [7, 7, 7, 7], "intervals": [8, 4, 2, 1]}
 _G14 = {"group_sizes": [14, 14, 7, 7], "intervals": [16, 8, 2, 1]}
 
@@ -127,8 +48,8 @@ class DenseReport:
         model: timm name of the backbone's variant.
         head: `retinanet`, `mask_rcnn`, `semantic_fpn` or `upernet`.
         groups: `group_sizes`, `intervals` and `lda` as the file records them.
-        groups_from: Who said so.
-        dropped: Keys of the source that were left out: tables that are computed again.
+        groups_from: Where they come from.
+        dropped: Keys of the source that were left out: tables that follow from the group size.
     """
 
     model: str
@@ -141,6 +62,10 @@ class DenseReport:
     groups_from: str
     dropped: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"destination": str(self.destination)}
+
 
 def convert_dense(
     source: str | Path,
@@ -152,14 +77,14 @@ def convert_dense(
 ) -> DenseReport:
     """Write a released detector or segmenter as one file that `crossformer eval` and `predict` take.
 
-    The backbone's variant, the head and the number of classes follow from the weights. Groups are those of the
-    configuration that such files carry as text; without it, those of the row of the paper whose FLOPs the authors
-    print beside the file.
+    The weights determine the backbone's variant, the head and the number of classes. The groups are those in the
+    configuration text of the file; without one, those of the row of the paper whose FLOPs the authors print beside
+    the file.
 
     Args:
         source: A checkpoint of the authors' detection or segmentation code, `.pth`.
         destination: The `.safetensors` file to write; its folder must exist.
-        options: Options of the backbone that go before these: `group_sizes`, `intervals`, `lda`.
+        options: Options of the backbone that override these: `group_sizes`, `intervals`, `lda`.
         overwrite: Replace an existing destination.
 
     Raises:
@@ -169,18 +94,17 @@ def convert_dense(
     source, destination = Path(source), Path(destination)
     checkpoints.check_destination(destination, overwrite)
     content = checkpoints.read_file(source)
-    state, dropped = _sorted_out(checkpoints.find_weights(content, source))
-    head = _find_head(state, task, source)
+    state, dropped = without_tables(checkpoints.find_weights(content, source))
+    head = find_head(state, task, source)
     try:
-        weights = _rename(state, head)
+        weights = rename(state, head)
     except ValueError as error:
         raise ValueError(f"{source} is no released {head} on CrossFormer: {error}") from error
-    backbone = {k.removeprefix(_BACKBONE): v for k, v in weights.items() if k.startswith(_BACKBONE)}
+    backbone = {k.removeprefix(BACKBONE): v for k, v in weights.items() if k.startswith(BACKBONE)}
     model = checkpoints.find_variant(backbone, source)
-    mark, per_class = _MARKS[head][1:]
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
-    class_names = _class_names(meta, state[mark].shape[0] // per_class, task, source)
+    class_names = _class_names(meta, num_classes(state, head, source), task, source)
     groups, groups_from = _groups(meta, model, head, options or {})
     recipe = _recipe(model, head, groups, class_names)
     if isinstance(recipe, SegmentationRecipe):
@@ -208,64 +132,19 @@ def convert_dense(
     )
 
 
-def _sorted_out(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights without the prefix of parallel training, and the keys of tables that are computed again."""
-    kept = {key: value for key, value in state.items() if not checkpoints.is_old_buffer(key)}
-    return {key.removeprefix("module."): value for key, value in kept.items()}, tuple(
-        key for key in state if key not in kept
-    )
-
-
-def _find_head(state: Mapping[str, Tensor], task: Task, source: Path) -> str:
-    for head, (mark, *_) in _MARKS.items():
-        if mark in state:
-            if _TASKS[head] != task:
-                raise ValueError(f"{source} holds a {head}: pass --task {_TASKS[head]}")
-            return head
-    parts = sorted({key.split(".")[0] for key in state})
-    raise ValueError(
-        f"{source} holds no whole {' or '.join(head for head in _MARKS if _TASKS[head] == task)}, only "
-        f"{', '.join(parts[:6])}; a classifier, or the backbone alone, is converted without --task"
-    )
-
-
-def _rename(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """The weights under this package's names, in its order of classes."""
-    rest = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-    released = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-    weights = {_BACKBONE + k: v for k, v in checkpoints.from_released(released).items()}
-    weights |= checkpoints.rename(rest, _ROWS[head], "the released")
-    return _background_first(weights) if head == "mask_rcnn" else weights
-
-
-def _background_first(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's first class is the background, with a box and a mask that nobody looks at; theirs is the last,
-    with neither.
-    """
-    moved = dict(weights)
-    for leaf in ("weight", "bias"):
-        scores = weights[f"roi_heads.box_predictor.cls_score.{leaf}"]
-        moved[f"roi_heads.box_predictor.cls_score.{leaf}"] = scores.roll(1, dims=0)
-        for name, rows in (("box_predictor.bbox_pred", 4), ("mask_predictor.mask_fcn_logits", 1)):
-            of_classes = weights[f"roi_heads.{name}.{leaf}"]
-            nothing = of_classes.new_zeros(rows, *of_classes.shape[1:])
-            moved[f"roi_heads.{name}.{leaf}"] = torch.cat([nothing, of_classes])
-    return moved
-
-
-def _class_names(meta: Mapping[str, Any], num_classes: int, task: Task, source: Path) -> list[str]:
-    """What the file calls its classes; COCO and ADE20K are known by their number, should it not tell."""
+def _class_names(meta: Mapping[str, Any], count: int, task: Task, source: Path) -> list[str]:
+    """The class names in the file; without any, those of COCO or ADE20K if their number fits."""
     named = meta.get("CLASSES")
     if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
-        if len(named) != num_classes:
-            raise ValueError(f"{source} names {len(named)} classes but its head has {num_classes}")
+        if len(named) != count:
+            raise ValueError(f"{source} names {len(named)} classes but its head has {count}")
         names = [name.strip() for name in named]
-        # MMSegmentation calls one of ADE20K's classes otherwise than ADE20K itself
+        # MMSegmentation spells two of ADE20K's names differently
         alike = sum(a == b for a, b in zip(names, ade20k.NAMES, strict=False))
-        return ade20k.NAMES if num_classes == len(ade20k.NAMES) and 2 * alike > num_classes else names
+        return ade20k.NAMES if count == len(ade20k.NAMES) and 2 * alike > count else names
     coco = [name for name in _COCO_CATEGORIES[1:] if name != "N/A"]
     usual = coco if task == "detection" else ade20k.NAMES
-    return usual if len(usual) == num_classes else [f"class {number}" for number in range(num_classes)]
+    return usual if len(usual) == count else [f"class {number}" for number in range(count)]
 
 
 def _colors(meta: Mapping[str, Any], class_names: list[str]) -> list[Color]:
@@ -273,7 +152,7 @@ def _colors(meta: Mapping[str, Any], class_names: list[str]) -> list[Color]:
     try:
         if palette is not None and torch.tensor(palette, dtype=torch.uint8).shape == (len(class_names), 3):
             return [(int(red), int(green), int(blue)) for red, green, blue in palette]
-    except (TypeError, ValueError, RuntimeError):  # something else than a table of bytes
+    except (TypeError, ValueError, RuntimeError):  # not a table of bytes
         pass
     return ade20k.COLORS if class_names == ade20k.NAMES else default_colors(len(class_names))
 
@@ -281,10 +160,10 @@ def _colors(meta: Mapping[str, Any], class_names: list[str]) -> list[Color]:
 def _groups(
     meta: Mapping[str, Any], model: str, head: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:
-    """G, I and the grouping of LDA, and who said so."""
+    """G, I and the grouping of LDA, and where they come from."""
     is_wide = head == "semantic_fpn" and model != "crossformerpp_base"
     groups: dict[str, Any] = dict(_G14 if is_wide else _G7)
-    told_by = "the paper's FLOPs"
+    source = "the paper's FLOPs"
     text = meta.get("config")
     found = {
         ours: [int(number) for number in match[1].split(",")]
@@ -293,22 +172,22 @@ def _groups(
         and (match := re.search(rf"\b{theirs}\s*=\s*[\[(]\s*(\d+(?:\s*,\s*\d+){{3}})\s*,?\s*[\])]", text))
     }
     if len(found) == len(groups):
-        groups, told_by = found, "the file's own configuration"
+        groups, source = found, "the file's own configuration"
     groups["lda"] = VARIANTS[model]["lda"]  # as the code that they were trained with
     if options:
-        groups, told_by = groups | dict(options), "the command line"
-    return groups, told_by
+        groups, source = groups | dict(options), f"{source} and the command line"
+    return groups, source
 
 
 def _recipe(model: str, head: str, groups: dict[str, Any], class_names: list[str]) -> BaseRecipe:
-    """How the released configurations look at images, and what they do with the answers."""
+    """Preprocessing and post-processing of the released configurations."""
     values: dict[str, Any] = {
-        "task": _TASKS[head],
+        "task": TASKS[head],
         "model": {"name": model, "options": groups},
-        # one at a time: what pads an image to its neighbour's size would change its groups
+        # one at a time: padding an image to the size of another would change its groups
         "trainer": {"epochs": 12, "batch_size": 16, "eval_batch_size": 1, "precision": "32-true"},
     }
-    if _TASKS[head] == "detection":
+    if TASKS[head] == "detection":
         values["data"] = {"source": "folder", "short_side": [800], "long_side": 1333}
         values["detector"] = {"name": head, "rules": "mmdetection"}
         if head == "mask_rcnn":

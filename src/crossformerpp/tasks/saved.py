@@ -185,7 +185,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def trained_section(path: Path) -> ModelSection | None:
     """The model section that a checkpoint's weights were trained with; None if the file does not record it."""
+    recipe = trained_recipe(path)
+    return None if recipe is None else recipe.model
+
+
+def trained_recipe(path: Path) -> BaseRecipe | None:
+    """The recipe that a checkpoint's weights were trained with; None if the file does not record it."""
     try:
-        return open_saved(path).recipe.model
+        return open_saved(path).recipe
     except ValueError:  # a backbone alone, or a file of the authors
         return None

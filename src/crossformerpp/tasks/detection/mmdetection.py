@@ -1,6 +1,6 @@
-"""MMDetection's conventions in torchvision's detectors, for weights that were trained there.
+"""MMDetection's conventions in torchvision's detectors, for weights trained with MMDetection.
 
-The networks have the same parameters; what differs is arithmetic around them, and one ReLU:
+The parameters are the same; the arithmetic around them differs, and one ReLU:
 
                         torchvision                                MMDetection 2.x
 anchors                 rounded to whole pixels; from cell to cell  as they are; the level's stride
@@ -40,7 +40,7 @@ Found = tuple[list[Tensor], list[Tensor], list[Tensor]]  # boxes, scores, labels
 
 
 def follow_mmdetection(detector: RetinaNet | MaskRCNN, section: DetectorSection) -> None:
-    """Give one of torchvision's detectors MMDetection's conventions; its parameters and their names stay."""
+    """Make one of torchvision's detectors follow MMDetection; its parameters keep their names."""
     sizes = section.anchor_sizes
     parts: Any = detector  # torchvision's attributes are typed as modules
     if isinstance(detector, RetinaNet):
@@ -131,7 +131,7 @@ class CentredRoIAlign(MultiScaleRoIAlign):
 
 
 class AnchorCandidates:
-    """What RetinaNet found: all classes of the 1,000 anchors of each level that are surest of any class."""
+    """RetinaNet's post-processing: candidates are all classes of each level's 1,000 anchors with the highest scores."""
 
     def __init__(self, section: DetectorSection) -> None:
         self.section = section
@@ -158,7 +158,7 @@ class AnchorCandidates:
 
 
 class SecondStage:
-    """What Mask R-CNN's second stage found, with labels from 1; all its boxes are candidates."""
+    """Post-processing of Mask R-CNN's second stage: all boxes are candidates; labels start at 1."""
 
     def __init__(self, section: DetectorSection) -> None:
         self.section = section
@@ -187,7 +187,7 @@ class SecondStage:
 def best_of_each_class(
     boxes: Tensor, scores: Tensor, section: DetectorSection
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What non-maximum suppression leaves of boxes above the least score, best first: boxes, scores, labels.
+    """Threshold and non-maximum suppression per class -> boxes, scores, labels, best first.
 
     Args:
         boxes: N × K × 4, or N × 1 × 4 where the classes share a box.
@@ -201,7 +201,7 @@ def best_of_each_class(
 
 
 def resize(image: Tensor, short_side: int, long_side: int) -> Tensor:
-    """An image of bytes, 3 × H × W, at the size that a detector sees, as bytes."""
+    """Resize an image, 3 × H × W bytes, to the size the detector takes."""
     sides = image.shape[-2:]
     scale = min(long_side / max(sides), short_side / min(sides))
     return resize_bytes(image, [int(side * scale + 0.5) for side in sides])
@@ -210,7 +210,7 @@ def resize(image: Tensor, short_side: int, long_side: int) -> Tensor:
 def paste_mask(mask: Tensor, box: Tensor, height: int, width: int) -> np.ndarray:
     """A predicted mask (28 × 28, shares) at its place in the image -> H × W bytes of 0 and 1."""
     left, top, right, bottom = box.tolist()
-    # outside its box no mask reaches a half
+    # outside its box a mask stays below one half
     rows = range(max(0, int(np.floor(top)) - 1), min(height, int(np.ceil(bottom)) + 1))
     columns = range(max(0, int(np.floor(left)) - 1), min(width, int(np.ceil(right)) + 1))
     y, x = (

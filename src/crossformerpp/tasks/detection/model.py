@@ -11,6 +11,7 @@ cover each part of its box).
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from crossformerpp.recipes.detection import DetectionData, DetectorSection
+from crossformerpp.recipes.detection import DetectionData, DetectionRecipe, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.detection import mmdetection
 from crossformerpp.tasks.detection.losses import with_l1_loss
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
-from crossformerpp.tasks.saved import read_weights
+from crossformerpp.tasks.saved import read_weights, trained_recipe
 
 _RATIOS = ((0.5, 1.0, 2.0),) * 5
 _ANCHORS = 9  # of RetinaNet: three sizes by three ratios
@@ -214,7 +215,14 @@ def start_from(detector: Detector, path: Path) -> LoadReport:
     weights = read_weights(path)
     if not any(key.startswith("backbone.fpn.") for key in weights):
         return detector.backbone.load_weights(weights, path)
-    return load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+    report = load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+    trained = trained_recipe(path)
+    here = detector.transform.rules
+    if not isinstance(trained, DetectionRecipe) or trained.detector.rules == here:
+        return report
+    there = trained.detector.rules
+    note = f"detector.rules {here} here, trained with {there}: the weights fit either, the outputs differ"
+    return replace(report, notes=(note,))
 
 
 def _as_bytes(image: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.exported.about import read_about
+from crossformerpp.runtime.about import read_about
 
 KEY = "crossformerpp"  # under which a file's metadata holds JSON
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import MaskPrediction
 from crossformerpp.data.images import scaled_size
-from crossformerpp.exported.files import OnnxNetwork
+from crossformerpp.runtime.files import OnnxNetwork
 
 _CELL = 4  # stride of the logits
 _LEAST_SIDE = 32

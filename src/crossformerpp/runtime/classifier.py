@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.predictions import ClassPrediction
-from crossformerpp.exported.files import OnnxNetwork
+from crossformerpp.runtime.files import OnnxNetwork
 
 
 class OnnxClassifier:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from crossformerpp.exported.classifier import OnnxClassifier
-from crossformerpp.exported.detector import OnnxDetector
-from crossformerpp.exported.files import open_onnx
-from crossformerpp.exported.segmenter import OnnxSegmenter
+from crossformerpp.runtime.classifier import OnnxClassifier
+from crossformerpp.runtime.detector import OnnxDetector
+from crossformerpp.runtime.files import open_onnx
+from crossformerpp.runtime.segmenter import OnnxSegmenter
 
 _PREDICTORS: dict[str, type[OnnxClassifier | OnnxDetector | OnnxSegmenter]] = {
     "classification": OnnxClassifier,

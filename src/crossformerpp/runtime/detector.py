@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction
-from crossformerpp.exported.files import OnnxNetwork, resize_exactly
+from crossformerpp.runtime.files import OnnxNetwork, resize_exactly
 
 # torchvision's RetinaNet and its transform
 _STRIDES = (8, 16, 32, 64, 128)  # of its five levels
