@@ -112,7 +112,7 @@ def test_the_rate_grows_with_the_batch_if_the_recipe_says_for_which_it_is() -> N
 
 def test_what_is_decayed_cannot_change_when_a_run_is_resumed() -> None:
     """The optimiser's state belongs to its groups."""
-    with pytest.raises(ValueError, match="optim.undecayed: vectors → nothing"):
+    with pytest.raises(ValueError, match=r"optim\.undecayed: vectors → nothing"):
         changes(tiny_recipe(), tiny_recipe("optim.undecayed=nothing"))
     with pytest.raises(ValueError, match="layer_decay goes with undecayed=vectors only"):
         tiny_recipe("optim.undecayed=norms", "optim.layer_decay=0.8")
