@@ -10,11 +10,12 @@ from crossformerpp.layers import GroupAttention
 def padded_attention(attn: GroupAttention, x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, H, W, C), with the weights and the grouping of `attn`."""
     B, H, W, C = x.shape
-    gh = gw = attn.group_size
-    interval = attn.interval if attn.distance == "long" else 1
-    if min(H, W) <= attn.group_size:
+    distance, G, interval, lda = attn.rule
+    gh = gw = G
+    interval = interval if distance == "long" else 1
+    if min(H, W) <= G:
         gh, gw, interval = H, W, 1
-    elif attn.distance == "long" and attn.lda == "spanning":  # padded to a multiple of the interval only
+    elif distance == "long" and lda == "spanning":  # padded to a multiple of the interval only
         gh, gw = (H + -H % interval) // interval, (W + -W % interval) // interval
     x = F.pad(x, (0, 0, 0, -W % (gw * interval), 0, -H % (gh * interval)))
     is_real = torch.zeros(x.shape[1:3], dtype=torch.bool)

@@ -77,6 +77,59 @@ def _draw(name: str, shape: tuple[int, ...]) -> Tensor:
     return 1 + 0.1 * z if len(shape) == 1 else z * math.sqrt(1 / math.prod(shape[1:]))
 
 
+@cache
+def dense_outputs() -> dict[str, Any]:
+    """What MMDetection 2.8.0 and MMSegmentation 0.12.0 answer with CrossFormer-S, by head (test_tasks_released.py)."""
+    return json.loads((GOLDEN / "dense.json").read_text())
+
+
+def dense_weights(head: str, variant: str = "crossformer_small") -> dict[str, Tensor]:
+    """A released detector's or segmenter's weights under the released keys, drawn by rule."""
+    keys = {
+        f"backbone.{name}": shape
+        for name, shape in released_shapes(variant).items()
+        if not name.startswith(("norm.", "head."))
+    }
+    keys |= {name: tuple(shape) for name, shape in dense_outputs()[head]["keys"].items()}
+    return {name: draw_dense(name, shape) for name, shape in keys.items()}
+
+
+# What makes a head at random answer like a trained one: few classes are likely, boxes move by a fraction of their size.
+_SHIFTS = {"bbox_head.retina_cls.bias": -4.0}
+_GAINS = {
+    "neck.fpn_convs.3.conv.weight": 3.0,  # else nothing is found on coarse levels
+    "neck.fpn_convs.4.conv.weight": 3.0,
+    "bbox_head.retina_cls.weight": 2.0,
+    "bbox_head.retina_reg.weight": 1.5,
+    "rpn_head.rpn_reg.weight": 0.25,
+    "roi_head.bbox_head.fc_cls.weight": 1.5,
+    "roi_head.mask_head.conv_logits.weight": 10.0,
+    "decode_head.conv_seg.weight": 3.0,
+}
+
+
+def draw_dense(name: str, shape: tuple[int, ...]) -> Tensor:
+    """As `_draw`; variances of batch norms are near 1, and some layers of heads are scaled or shifted."""
+    if name.endswith(".num_batches_tracked"):
+        return torch.tensor(7)
+    drawn = _draw(name, shape)
+    if name.endswith(".running_var"):
+        return (2 * drawn).exp()
+    return drawn * _GAINS.get(name, 1.0) + _SHIFTS.get(name, 0.0)
+
+
+def drawn_picture(height: int, width: int, seed: int) -> np.ndarray:
+    """An RGB image of waves, H × W × 3 bytes."""
+    random = np.random.RandomState(seed)
+    y, x = np.mgrid[:height, :width] / 100.0
+    pixels = np.zeros((height, width, 3))
+    for channel in range(3):
+        for _ in range(8):
+            along_y, along_x, phase = random.uniform(-20, 20, 3)
+            pixels[..., channel] += np.cos(along_y * y + along_x * x + phase)
+    return (127.5 + 30 * pixels).clip(0, 255).astype(np.uint8)
+
+
 def drawn_input(shape: list[int], seed: int) -> Tensor:
     """An image batch of standard normal noise, B 3 H W."""
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))

@@ -1,21 +1,25 @@
 """The self-attentions of Table VIII: who can attend to whom, by gradients, as each one's paper has it."""
 
 import pytest
+import timm
 import torch
+from timm.models import davit
 from torch import Tensor
 
-from crossformerpp.ablations.build import BlockGroups, build_attention
+from crossformerpp.ablations.build import build_attention
+from crossformerpp.ablations.reduced import from_davit
+from crossformerpp.layers import GroupRule
 from crossformerpp.models import CrossFormer
 
 DIM, HEADS = 32, 2
-ATTENTIONS = ["lsda", "swin", "cat", "pvt", "davit", "cswin", "scalablevit"]
+ATTENTIONS = ["lsda", "swin", "cat", "cat-unbiased", "pvt", "davit", "cswin", "scalablevit"]
 
 
 def build(attention: str, distance: str = "short", group_size: int = 4, interval=2, **options):
     torch.manual_seed(0)
     position = "none" if attention == "pvt" else "dpb"
-    groups = BlockGroups(distance, group_size, interval)
-    module = build_attention(attention, position, DIM, options.pop("num_heads", HEADS), groups, **options)
+    rule = GroupRule(distance, group_size, interval)
+    module = build_attention(attention, position, DIM, options.pop("num_heads", HEADS), rule, **options)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return module.double().eval()
@@ -40,7 +44,7 @@ def same(*labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 5), (3, 10)])
-@pytest.mark.parametrize("attention", ["swin", "cat", "davit"])
+@pytest.mark.parametrize("attention", ["swin", "cat", "cat-unbiased", "davit"])
 def test_windows_see_themselves_alone(attention, height, width):
     y, x = cells(height, width)
     assert torch.equal(reach(build(attention), height, width), same(y // 4, x // 4))
@@ -117,8 +121,49 @@ def test_scalablevits_windows_interact_with_their_neighbours_only():
 
 
 def test_scalablevit_widens_queries_and_keys():
-    module = build_attention("scalablevit", "none", 64, 2, BlockGroups("long", 7))
-    assert (module.q.out_features, module.k.out_features, module.v.out_features) == (80, 80, 64)
+    module = build_attention("scalablevit", "none", 64, 2, GroupRule("long", 7, interval=2))
+    shapes = [tuple(part.weight.shape) for part in (module.q, module.k, module.v)]
+    assert shapes == [(80, 64), (80, 80), (64, 80)]
+    assert module.reduce.conv.groups == 64
+
+
+def test_scalablevits_last_stage_is_plain_attention():
+    """With R = 1 nothing is reduced or widened: torch's own multi-head attention with the same weights agrees."""
+    module = build("scalablevit", "long", interval=1)
+    plain = torch.nn.MultiheadAttention(DIM, HEADS, batch_first=True, dtype=torch.double)
+    with torch.no_grad():
+        plain.in_proj_weight.copy_(torch.cat([module.q.weight, module.k.weight, module.v.weight]))
+        plain.in_proj_bias.copy_(torch.cat([module.q.bias, module.k.bias, module.v.bias]))
+    plain.out_proj.load_state_dict(module.proj.state_dict())
+    maps = torch.randn(2, 3, 4, DIM, dtype=torch.double)
+    expected, _ = plain(*[maps.flatten(1, 2)] * 3)
+    torch.testing.assert_close(module(maps).flatten(1, 2), expected)
+
+
+def test_scalablevit_in_crossformer_small_has_the_papers_number_of_parameters():
+    with torch.device("meta"):
+        model = timm.create_model("crossformer_small", attention="scalablevit")
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(31.82, abs=0.005)
+
+
+def test_cats_own_attention_across_patches_has_no_position_bias():
+    biased, own = build("cat", "long"), build("cat-unbiased", "long")
+    assert biased.position_bias is not None
+    assert own.position_bias is None
+    assert build("cat-unbiased").position_bias is not None  # within patches it has one
+    maps = torch.randn(1, 8, 8, DIM, dtype=torch.double)
+    biased.position_bias = None
+    biased.load_state_dict(own.state_dict())
+    torch.testing.assert_close(biased(maps), own(maps))
+
+
+def test_davits_weights_give_davits_outputs_after_reordering():
+    torch.manual_seed(0)
+    original = davit.ChannelAttention(DIM, HEADS, qkv_bias=True).double()
+    ours = build("davit", "long")
+    ours.load_state_dict(from_davit(original.state_dict()))
+    maps = torch.randn(2, 5, 6, DIM, dtype=torch.double)
+    torch.testing.assert_close(ours(maps).flatten(1, 2), original(maps.flatten(1, 2)))
 
 
 def test_davits_channels_attend_within_their_head_over_the_whole_map():
@@ -189,4 +234,4 @@ def test_what_does_not_fit_is_refused(attention, options, match):
 
 def test_pvt_refuses_a_position_bias():
     with pytest.raises(ValueError, match="'pvt' has no place for position 'dpb': choose 'none' or 'ape'"):
-        build_attention("pvt", "dpb", DIM, HEADS, BlockGroups("short", 4, 2))
+        build_attention("pvt", "dpb", DIM, HEADS, GroupRule("short", 4, 2))

@@ -10,10 +10,10 @@ from crossformerpp.ablations.position import (
     AbsolutePositionEmbedding,
     EnlargedPositionBias,
     InterpolatedPositionBias,
+    RelativePositionBias,
     enlarge_tables,
 )
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.layers import RelativePositionBias
 from crossformerpp.models import CrossFormer
 
 POSITIONS = ["dpb", "dpb-residual", "rpb", "rpb-offline", "rpb-online", "ape", "none"]

@@ -46,7 +46,7 @@ def test_amplitudes_are_those_of_the_outputs_over_all_batches():
     outputs = {}
     for stage in range(4):
         for number, block in enumerate(model.stages[stage].blocks):
-            block.register_forward_hook(
+            (block.cooling or block).register_forward_hook(
                 lambda _, __, out, key=(stage + 1, number + 1): outputs.update({key: out})
             )
     with torch.no_grad():
@@ -58,13 +58,19 @@ def test_amplitudes_are_those_of_the_outputs_over_all_batches():
         assert amplitude.mean == pytest.approx(expected.mean().item(), rel=1e-5)
 
 
-def test_cooling_by_a_hook_does_not_hide_the_amplitude():
+def test_amplitude_is_taken_after_cooling():
+    """Of a block with an ACL it is the ACL's output; of cooling by a hook, what the hook returns."""
     torch.manual_seed(0)
-    model = timm.create_model("crossformerpp_small", **TINY).eval()
+    model = timm.create_model("crossformerpp_small", cooling=2, **TINY).eval()
     images = torch.randn(1, 3, 64, 64)
+    cooling = model.stages[2].blocks[1].cooling
+    nn.init.constant_(cooling.norm.weight, 0.0)
+    nn.init.constant_(cooling.norm.bias, 0.25)
+    found = {(a.stage, a.block): a for a in block_amplitudes(model, [images])}
+    assert (found[3, 2].maximum, found[3, 2].mean) == (0.25, 0.25)
     before = block_amplitudes(model, [images])[-1]
     model.stages[3].blocks[0].register_forward_hook(lambda module, inputs, output: output / 100)
-    assert block_amplitudes(model, [images])[-1] == before
+    assert block_amplitudes(model, [images])[-1].mean == pytest.approx(before.mean / 100, rel=1e-5)
 
 
 def test_no_hook_stays_behind_even_after_an_error():

@@ -25,7 +25,7 @@ RULES = [
 
 def _attention(rule: GroupRule, bias: bool = True) -> GroupAttention:
     torch.manual_seed(0)
-    attention = GroupAttention(32, 2, DynamicPositionBias(4, 2) if bias else None, *rule).eval()
+    attention = GroupAttention(32, 2, DynamicPositionBias(4, 2) if bias else None, rule).eval()
     attention.qkv.weight.data *= 20  # attention that is far from even
     return attention
 

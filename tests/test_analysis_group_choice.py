@@ -93,4 +93,4 @@ def test_chosen_sizes_make_the_model_that_was_promised():
     assert [len(stage) for stage in found.group_sizes] == list(TINY["depths"])
     assert {choice.size for choice in found.blocks} - {2, 6}  # between the extremes
     assert any("over the budget" in choice.reason for choice in found.blocks)
-    assert model.stages[0].blocks[0].attn.group_size == 4  # it was only looked at
+    assert model.stages[0].blocks[0].attn.rule.group_size == 4  # it was only looked at

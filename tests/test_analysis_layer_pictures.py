@@ -30,9 +30,9 @@ def test_groups_are_drawn_token_by_token_and_counted() -> None:
     rules = [GroupRule("short", 4), GroupRule("long", 4, 2), GroupRule("long", 4, 2, "spanning")]
     sda, regional, spanning = layer_pictures.groups([(11, 9)], rules).axes
     assert sum(isinstance(patch, Rectangle) for patch in regional.patches) == len(regional.texts) == 99
-    assert "SDA, G = 4, map 11×9: 9 groups of\n4×4, 4×1, 3×4, 3×1" in sda.get_title()
-    assert "regional LDA, G = 4, I = 2, map 11×9: 12 groups of\n4×4, " in regional.get_title()
-    assert "spanning LDA, I = 2, map 11×9: 4 groups of\n6×5, 6×4, 5×5, 5×4" in spanning.get_title()
+    assert "SDA, G = 4\nmap 11×9: 9 groups of\n4×4, 4×1, 3×4, 3×1" in sda.get_title()
+    assert "regional LDA, G = 4, I = 2\nmap 11×9: 12 groups of\n4×4, " in regional.get_title()
+    assert "spanning LDA, I = 2\nmap 11×9: 4 groups of\n6×5, 6×4, 5×5, 5×4" in spanning.get_title()
 
 
 def test_an_embedding_shows_each_kernel_around_one_centre() -> None:

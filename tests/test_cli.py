@@ -203,7 +203,7 @@ MISTAKES = {
         ["train", "digits", "--set", "optim.lrr=1", "--set", "traner.epochs=1"],
         "optim.lrr: unknown key, did you mean lr?; traner: unknown key, did you mean trainer?",
     ),
-    "no data": (["train", "folder", "--out", "x"], "say --data FOLDER"),
+    "no data": (["train", "folder", "--out", "x"], "pass --data FOLDER"),
     "no such data": (["train", "folder", "--data", "nowhere", "--out", "x"], "nowhere: no such folder"),
     "resume and recipe": (["train", "digits", "--resume", "x"], "name a recipe, or say --resume RUN"),
     "resume with settings": (["train", "--resume", "x", "--data", "y"], "the run's own recipe"),

@@ -131,7 +131,7 @@ def test_groups_go_into_a_recipe_that_starts_from_the_run(call, run, photo, tmp_
         (["attention", "resnet18", "--size", "32"], "ResNet: attention maps can be taken from"),
         (["attention", "crossformer_tiny", "--token", "2,0"], "--token 2,0: give Y,X as shares"),
         (["attention", "crossformer_tiny", "--options", "3"], "--options '3': expected a mapping"),
-        (["groups", "crossformer_tiny", "--budget", "1G"], "name its run"),
+        (["groups", "crossformer_tiny", "--budget", "1G"], "pass its run"),
         (["groups", "crossformer_tiny", "--budget", "much"], "--budget much: give multiply-accumulates"),
     ],
 )

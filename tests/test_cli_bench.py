@@ -1,4 +1,4 @@
-"""`crossformer bench`: what it measures fits together; what it is told wrong it says."""
+"""`crossformer bench`: what it measures fits together; bad arguments are one line."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from crossformerpp.analysis import throughput
 from crossformerpp.cli import app, main
 
 FAST = ["--batch", "2", "--size", "32x64", "--seconds", "0.01", "--threads", "1"]
@@ -13,17 +14,17 @@ FAST = ["--batch", "2", "--size", "32x64", "--seconds", "0.01", "--threads", "1"
 
 def test_rows_fit_together_and_are_written(tmp_path):
     options = "{embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 2, 4], num_classes: 10}"
-    models = ["crossformerpp_small", "literal:crossformerpp_small"]
+    models = ["crossformerpp_small", "crossformer_tiny"]
     result = CliRunner().invoke(
         app,
         ["bench", *models, *FAST, "--options", options, "--out", str(tmp_path), "--json"],
         catch_exceptions=False,
     )
-    ours, literal = json.loads(result.stdout)
-    assert [ours["model"], literal["model"]] == models
-    assert literal["speed_ratio"] == 1.0
-    assert ours["gmacs"] == pytest.approx(literal["gmacs"], rel=0.1)
-    for row in (ours, literal):
+    ours, other = json.loads(result.stdout)
+    assert [ours["model"], other["model"]] == models
+    assert other["speed_ratio"] == 1.0
+    assert ours["gmacs"] == pytest.approx(other["gmacs"], rel=0.1)
+    for row in (ours, other):
         assert row["images_per_s"] == pytest.approx(2e3 / row["median_ms"])
         assert row["gflops_per_s"] == pytest.approx(2 * row["gmacs"] * row["images_per_s"])
         assert 0 < row["peak_share"] < 1
@@ -33,11 +34,40 @@ def test_rows_fit_together_and_are_written(tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 1000
 
 
+def test_the_papers_protocol_waits_twice_around_30_runs_in_a_row(monkeypatch):
+    events = []
+    monkeypatch.setattr(throughput, "_wait", lambda device: events.append(device))
+    timing = throughput.time_calls({"a": lambda: events.append("run")}, "paper", device="cuda")["a"]
+    assert events == ["run"] * 50 + ["cuda"] + ["run"] * 30 + ["cuda"]
+    assert timing.runs == 30
+    assert 0 < timing.low == timing.median == timing.high
+
+
+def test_the_papers_protocol_on_the_command_line():
+    options = "{embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1], num_classes: 10}"
+    arguments = [
+        "bench",
+        "crossformer_tiny",
+        "--batch",
+        "1",
+        "--size",
+        "32",
+        "--options",
+        options,
+        "--protocol",
+        "paper",
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    (row,) = json.loads(result.stdout)
+    assert (row["protocol"], row["runs"]) == ("paper", 30)
+    assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"])
+    assert "mean ms" in CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         (["no_such_model", *FAST], "unknown model 'no_such_model'"),
-        (["literal:resnet18", *FAST], "no literal implementation of 'resnet18'"),
         (["crossformer_tiny", "--size", "a"], "size 'a'"),
         (["crossformer_tiny", *FAST, "--options", "3"], "--options '3': expected a mapping"),
         (["crossformer_tiny", *FAST, "--options", "group_size: 7"], "options of crossformer_tiny: "),

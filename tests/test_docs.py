@@ -15,7 +15,7 @@ from crossformerpp.data.digits import load_digits
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.recipes.load import recipe_names
 from doc_blocks import LANGUAGES, PAGES, ROOT, Block, blocks, check, check_command, commands, run
-from released import released_weights
+from released import dense_weights, released_weights
 
 MAX_PICTURE = 100_000  # bytes
 
@@ -54,6 +54,8 @@ STAND_INS: dict[str, Callable[[Path], object]] = {  # what pages call things -> 
     "IMAGENET": imagenet,
     "FOLDER": lambda path: write_digit_scenes(path, train=24, val=6, size=96),
     "crossformerpp-s.pth": released,
+    "retinanet-s.pth": lambda path: torch.save({"state_dict": dense_weights("retinanet")}, path),
+    "fpn-s.pth": lambda path: torch.save({"state_dict": dense_weights("semantic_fpn")}, path),
     "crossformerpp_small.safetensors": lambda path: convert(path),
 }
 

@@ -326,7 +326,7 @@ def test_a_new_run_starts_from_another_ones_weights(whole: Path, tmp_path: Path)
     values = tiny_values()
     values["model"]["checkpoint"] = str(whole)
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(values))
-    from crossformerpp.tasks.plug import find_task
+    from crossformerpp.tasks import find_task
     from crossformerpp.tasks.saved import open_saved
 
     recipe = load_recipe(str(tmp_path / "page.yaml"))

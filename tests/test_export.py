@@ -23,8 +23,8 @@ from crossformerpp.runtime import open_predictor
 from crossformerpp.runtime.detector import suppress
 from crossformerpp.runtime.files import KEY
 from crossformerpp.runtime.files import open_onnx as open_network
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import KEY as SAVED
 from crossformerpp.tasks.saved import open_saved, pack

@@ -90,5 +90,5 @@ def test_dense_features_agree_with_the_released_implementation(name: str, option
 def test_the_default_grouping_is_the_one_that_the_weights_were_trained_with(name: str) -> None:
     """Dense CrossFormer: spanning, the code of 2021; CrossFormer++: regional, the code of 2023."""
     model = timm.create_model(name)
-    ldas = {block.attn.lda for stage in model.stages for block in stage.blocks}
+    ldas = {block.attn.rule.lda for stage in model.stages for block in stage.blocks}
     assert ldas == {"regional" if "pp" in name else "spanning"}

@@ -12,6 +12,7 @@ from crossformerpp.layers import (
     AmplitudeCoolingLayer,
     CrossScaleEmbedding,
     GroupAttention,
+    GroupRule,
     allocate_dims,
     expand_per_block,
     linear_group_sizes,
@@ -149,4 +150,4 @@ def test_group_sizes_that_do_not_fit(values, match):
 
 def test_dimension_that_the_heads_do_not_divide():
     with pytest.raises(ValueError, match="64 is no multiple of the 5 heads"):
-        GroupAttention(64, 5, None)
+        GroupAttention(64, 5, None, GroupRule("short", 7))

@@ -13,28 +13,29 @@ from padded_reference import padded_attention
 SIZES = [(8, 8), (14, 14), (15, 9), (9, 23), (4, 30), (3, 3), (17, 17), (28, 20), (1, 1), (1, 9), (11, 2)]
 RULES = [
     *(GroupRule("short", G) for G in (1, 4, 7)),
-    *(GroupRule("long", G, gap, "regional") for G, gap in ((4, 4), (7, 2), (2, 5), (3, 8), (2, 0))),
-    *(GroupRule("long", G, gap, "spanning") for G, gap in ((4, 4), (7, 2), (2, 5), (1, 1), (1, 12), (3, 0))),
-]  # interval 0 is "adaptive"; one larger than the map makes groups of one token
+    *(GroupRule("long", G, gap, "regional") for G, gap in ((4, 4), (7, 2), (2, 5), (3, 8), (2, "adaptive"))),
+    *(
+        GroupRule("long", G, gap, "spanning")
+        for G, gap in ((4, 4), (7, 2), (2, 5), (1, 1), (1, 12), (3, "adaptive"))
+    ),
+]  # an interval larger than the map makes groups of one token
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule)))
 every_size = pytest.mark.parametrize(("height", "width"), SIZES)
 
 
 def _attention(rule: GroupRule, dim: int = 16, heads: int = 2) -> GroupAttention:
     torch.manual_seed(0)
-    distance, group_size, interval, lda = rule
-    bias = DynamicPositionBias(4, heads)
-    attn = GroupAttention(dim, heads, bias, distance, group_size, interval or "adaptive", lda)
+    attn = GroupAttention(dim, heads, DynamicPositionBias(4, heads), rule)
     for parameter in attn.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    assert attn.rule == rule or distance == "short"
     return attn
 
 
 def _literal(attn: GroupAttention, x: torch.Tensor) -> torch.Tensor:
-    if attn.interval == "adaptive":  # the least interval at which G tokens span the map
-        longer = max(x.shape[1:3])
-        attn.interval = next(gap for gap in range(1, longer + 1) if attn.group_size * gap >= longer)
+    if attn.rule.interval == "adaptive":  # the least interval at which G tokens span the map
+        longer, G = max(x.shape[1:3]), attn.rule.group_size
+        interval = next(gap for gap in range(1, longer + 1) if G * gap >= longer)
+        attn.rule = attn.rule._replace(interval=interval)
     return padded_attention(attn, x)
 
 
@@ -71,7 +72,7 @@ def test_padded_groups_of_exported_graphs_give_the_same(rule: GroupRule, height:
     attn, x = _attention(rule), torch.randn(2, height, width, 16)
     grouping = rule.padded_on(height, width)
     with torch.no_grad():
-        table = attn.offset_biases(height, width)
+        table = attn.offset_biases(grouping.region)
         (groups,) = grouping.split(attn.qkv(grouping.gather(x)))
         out = kernels.attention(groups.tokens, table, 2, groups.sides, groups.mask)
         padded = grouping.scatter(attn.proj(grouping.join([out])))
@@ -102,7 +103,8 @@ def test_every_token_is_in_one_group_and_no_padding_is_carried(
 def test_tokens_of_a_group_are_those_of_the_definition(rule: GroupRule, height: int, width: int) -> None:
     """Sec. 3.2.1: SDA takes neighbours, LDA every I-th token of the map or of a region."""
     distance, G, interval, lda = rule
-    interval = 1 if distance == "short" else interval or -(-max(height, width) // G)
+    interval = -(-max(height, width) // G) if interval == "adaptive" else interval
+    interval = 1 if distance == "short" else interval
     region = height * width * interval if (distance, lda) == ("long", "spanning") else G * interval
     number_of = np.empty(height * width, dtype=int)
     count = itertools.count()

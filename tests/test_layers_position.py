@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from crossformerpp import kernels
-from crossformerpp.layers import DynamicPositionBias, RelativePositionBias
+from crossformerpp.ablations.position import RelativePositionBias, fold
+from crossformerpp.layers import DynamicPositionBias
 from padded_reference import direct_bias
 
 
@@ -83,7 +84,7 @@ def test_many_sizes_are_right_though_only_some_are_remembered():
 @pytest.mark.parametrize("size", [(7, 7), (4, 6)])
 def test_folding_is_exact_up_to_the_size(size):
     dpb = _dpb()
-    folded = dpb.fold(7, 7)
+    folded = fold(dpb, 7, 7)
     assert isinstance(folded, RelativePositionBias)
     torch.testing.assert_close(bias_of(folded, *size), bias_of(dpb, *size))
     with pytest.raises(ValueError, match=r"8x7 exceeds.*7x7.*DynamicPositionBias"):

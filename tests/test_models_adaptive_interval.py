@@ -5,7 +5,7 @@ import timm
 import torch
 
 import crossformerpp  # noqa: F401
-from crossformerpp.layers.group_size import adaptive_interval
+from crossformerpp.layers.grouping import adaptive_interval
 
 OPTIONS = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 1, 2, 2), "group_sizes": (7, 7, 7, 7)}
 

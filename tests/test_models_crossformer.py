@@ -232,9 +232,14 @@ def test_group_sizes_per_block_and_other_overrides():
         cooling=2,
         allocation="equal",
     )
-    assert [block.attn.group_size for block in model.stages[2].blocks] == [4, 5, 6, 7]
+    assert [block.attn.rule.group_size for block in model.stages[2].blocks] == [4, 5, 6, 7]
     assert [block.cooling is not None for block in model.stages[2].blocks] == [False, True, False, False]
-    assert [block.attn.distance for block in model.stages[2].blocks] == ["short", "long", "short", "long"]
+    assert [block.attn.rule.distance for block in model.stages[2].blocks] == [
+        "short",
+        "long",
+        "short",
+        "long",
+    ]
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 10)
 
 
@@ -244,7 +249,9 @@ def test_lda_of_all_stages_or_of_each():
         _tiny("crossformer_small", lda=lda) for lda in (per_stage, "spanning", "regional")
     )
     for model, words in ((mixed, per_stage), (spanning, ("spanning",) * 4), (regional, ("regional",) * 4)):
-        assert [{block.attn.lda for block in stage.blocks} for stage in model.stages] == [{w} for w in words]
+        assert [{block.attn.rule.lda for block in stage.blocks} for stage in model.stages] == [
+            {w} for w in words
+        ]
         model.load_state_dict(spanning.state_dict())
     small, large = torch.randn(1, 3, 224, 224), torch.randn(1, 3, 224, 352)
     with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+import torchvision.transforms.v2.functional as TF
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 from torch import Tensor, nn
 
@@ -103,6 +104,21 @@ def test_the_promised_number_of_windows_is_looked_at() -> None:
     seen, calls = look(mode="slide", window=64, stride=48, scales=[0.5, 1.0], flip=True), []
     probabilities(seen, random_image(130, 201), lambda: calls.append(1))
     assert len(calls) == len(seen.network.calls) == seen.num_windows(130, 201)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.0, (64, 96)), (0.5, (32, 64)), (1.75, (128, 160))])
+def test_sides_become_multiples_and_the_answer_has_the_images_own_size(
+    scale: float, size: tuple[int, int]
+) -> None:
+    """Short side 64 of 75 × 100: 64 × 85, then each side up to a multiple of 32, whatever that does to the shape."""
+    seen, image = look(short_side=64, multiple_of=32, scales=[scale]), random_image(75, 100)
+    found = probabilities(seen, image)
+    assert seen.network.calls == [(1, 3, *size)]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (seen.mean, seen.std))
+    resized = TF.resize(image, list(size), antialias=True)
+    logits = seen.network(((resized / 255 - mean) / std)[None])
+    expected = F.interpolate(logits, (75, 100), mode="bilinear", align_corners=False)[0].softmax(0)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_image_is_shrunk_first_if_the_recipe_says_so() -> None:

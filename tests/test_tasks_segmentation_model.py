@@ -8,14 +8,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.data.mask_files import default_colors
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.saved import KEY, pack
 from crossformerpp.tasks.segmentation.model import Segmenter
-from crossformerpp.tasks.segmentation.table import PAPER, SIZE, PaperRow, build_meta, model_rows
 
 HEADS = ("semantic_fpn", "upernet")
 SMALL = ModelSection(
@@ -40,30 +38,13 @@ def build(head: str, num_classes: int = 5, model: ModelSection = SMALL, **option
     return Segmenter(model, section, default_colors(num_classes))
 
 
-@pytest.mark.parametrize("row", PAPER, ids=lambda row: f"{row.decoder}-{row.name}-{row.groups[0][0]}")
-def test_parameters_are_table_v(row: PaperRow) -> None:
-    params = sum(parameter.numel() for parameter in build_meta(row).parameters())
-    assert abs(params / 1e6 - PARAMS[row.name][HEADS.index(row.decoder)]) <= 0.0051
-    assert abs(params / 1e6 - row.params) <= 0.055  # the paper has 83.65 as 83.7
-
-
-def test_rows_come_in_the_papers_order() -> None:
-    first = next(model_rows())
-    assert (first.name, first.decoder, first.params) == (
-        "crossformer_small",
-        "semantic_fpn",
-        34_260_000,
-    )
-
-
-@pytest.mark.parametrize("name", ["crossformer_small", "crossformerpp_small"])
-def test_multiply_accumulates_of_the_heads_are_the_papers(name: str) -> None:
-    """The paper's counter adds to the backbone's; between two heads on one backbone the difference agrees."""
-    fpn, upernet = (next(r for r in PAPER if (r.name, r.decoder) == (name, head)) for head in HEADS)
-    macs = [count_complexity(build_meta(row), (3, SIZE, SIZE)).macs / 1e9 for row in (fpn, upernet)]
-    assert macs[0] < fpn.gflops
-    assert macs[1] < upernet.gflops
-    assert macs[1] - macs[0] == pytest.approx(upernet.gflops - fpn.gflops, rel=0.012)
+@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("head", HEADS)
+def test_parameters_are_table_v(name: str, head: str) -> None:
+    with torch.device("meta"):
+        model = Segmenter(ModelSection(name=name), HeadSection(name=head), default_colors(150))
+    params = sum(parameter.numel() for parameter in model.parameters())
+    assert abs(params / 1e6 - PARAMS[name][HEADS.index(head)]) <= 0.0051
 
 
 @pytest.mark.parametrize("head", HEADS)

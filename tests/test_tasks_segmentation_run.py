@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from crossformerpp import cli, engine, predict
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.segmentation import open_folder
-from crossformerpp.recipes.load import dump_recipe, load_recipe, parse_recipe, recipe_names
-from crossformerpp.tasks.plug import find_task
+from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.segmentation.module import SegmentationModule
 
 SIZE, NUM_SCENES = 96, 5
@@ -226,22 +226,6 @@ def test_data_check_answers_on_stdout_and_takes_unseen_classes_for_a_note(scenes
     assert f"{root}, masks, train:" in result.stdout
     assert "nothing wrong" in result.stdout
     assert "unicorn" in result.stdout.partition("classes are never seen: ")[2]
-
-
-def test_every_page_of_table_v_is_there():
-    pages = {name for name in recipe_names() if name.startswith("ade20k/")}
-    variants = [f"crossformer_{size}" for size in ("small", "base", "large")]
-    variants += [f"crossformerpp_{size}" for size in ("small", "base", "large", "huge")]
-    assert pages == {f"ade20k/{head}_{name}" for head in ("semantic_fpn", "upernet") for name in variants}
-    for page in pages:
-        read = load_recipe(page)
-        is_upernet = "upernet" in page
-        assert read.model.name == page.split("_", 1)[1].removeprefix("fpn_")
-        assert read.trainer.batch_size == 16
-        assert read.trainer.steps == (160_000 if is_upernet else 80_000)
-        assert read.schedule.warmup_steps == (1500 if is_upernet else None)
-        assert (read.optim.lr, read.optim.weight_decay) == ((6e-5, 0.01) if is_upernet else (1e-4, 1e-4))
-        assert (read.augment.crop, read.augment.scale) == (512, (0.5, 2.0))
 
 
 def test_a_mask_that_does_not_fit_stops_training_with_one_clean_line(scenes, tmp_path, capsys):

@@ -62,6 +62,7 @@ _RENAMED = (
     ("norm", "norm"),
     ("head", "head.fc"),
 )
+_LEAVES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _HOLE = re.compile(r"\{(\w)([+-]\d+)?\}")  # {s}, {s+1}, {k-1}
 
 
@@ -121,14 +122,8 @@ def convert(
     """
     source, destination = Path(source), Path(destination)
     _check_model_name(model_name)
-    if destination.suffix != ".safetensors":
-        raise ValueError(f"{destination} must end in .safetensors, the format that is written")
-    if not destination.parent.is_dir():
-        raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
-    if destination.exists() and not overwrite:
-        raise ValueError(f"{destination} exists and is kept; name another file or ask to overwrite it")
-
-    released, dropped = _split(_unwrap(_load(source), source), source)
+    check_destination(destination, overwrite)
+    released, dropped = _split(find_weights(read_file(source), source), source)
     try:
         weights = from_released(released)
     except ValueError as error:
@@ -136,7 +131,7 @@ def convert(
     _check_variant(weights, model_name, source)
     lda = lda or VARIANTS[model_name]["lda"]
     metadata = {"format": "pt", "model": model_name, "source": source.name, "lda": lda}
-    _write(weights, destination, metadata)
+    write_weights(weights, destination, metadata)
     return ConversionReport(
         model=model_name,
         source=source,
@@ -149,12 +144,33 @@ def convert(
     )
 
 
+def check_destination(destination: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: the file to write exists, is no `.safetensors` or has no folder.
+    """
+    if destination.suffix != ".safetensors":
+        raise ValueError(f"{destination} must end in .safetensors, the format that is written")
+    if not destination.parent.is_dir():
+        raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
+    if destination.exists() and not overwrite:
+        raise ValueError(f"{destination} exists and is kept; name another file or ask to overwrite it")
+
+
+def recorded(path: Path) -> dict[str, str]:
+    """What `convert` noted in a file about its weights; nothing where there is no such file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as content:
+            return content.metadata() or {}
+    except safetensors.SafetensorError:  # damaged: reading its weights says so
+        return {}
+
+
 def recorded_lda(path: Path) -> Lda | None:
     """The long-distance grouping that `convert` recorded in a file; None where there is no record."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    with safetensors.safe_open(path, framework="pt") as content:
-        return cast(Lda | None, (content.metadata() or {}).get("lda"))
+    return cast(Lda | None, recorded(path).get("lda"))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -167,7 +183,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ValueError: the file is missing, damaged, holds code or no weights.
     """
     path = Path(path)
-    return _split(_unwrap(_load(path), path), path)[0]
+    return _split(find_weights(read_file(path), path), path)[0]
 
 
 def from_released(state: Mapping[str, T]) -> dict[str, T]:
@@ -176,7 +192,7 @@ def from_released(state: Mapping[str, T]) -> dict[str, T]:
     Raises:
         ValueError: keys that no released checkpoint has; nothing is dropped silently.
     """
-    return _rename(state, _RENAMED, "the released")
+    return rename(state, _RENAMED, "the released")
 
 
 def to_released(state: Mapping[str, T]) -> dict[str, T]:
@@ -185,10 +201,15 @@ def to_released(state: Mapping[str, T]) -> dict[str, T]:
     Raises:
         ValueError: keys that have no released name, for example those of another position representation.
     """
-    return _rename(state, [(ours, released) for released, ours in _RENAMED], "this package's")
+    return rename(state, [(ours, released) for released, ours in _RENAMED], "this package's")
 
 
-def _rename(state: Mapping[str, T], rows: Iterable[tuple[str, str]], whose: str) -> dict[str, T]:
+def rename(state: Mapping[str, T], rows: Iterable[tuple[str, str]], whose: str) -> dict[str, T]:
+    """The same values under other names, by a table of stems such as `layers.{s}.norm`; `{s}` stands for a number.
+
+    Raises:
+        ValueError: keys that no row knows; `whose` says in the error whose names the rows are.
+    """
     patterns = [(re.compile(_as_regex(old)), _numbers(old), new) for old, new in rows]
     renamed: dict[str, T] = {}
     unknown = []
@@ -196,14 +217,14 @@ def _rename(state: Mapping[str, T], rows: Iterable[tuple[str, str]], whose: str)
         stem, _, leaf = key.rpartition(".")
         for pattern, shifts, new in patterns:
             match = pattern.fullmatch(stem)
-            if match is not None and leaf in ("weight", "bias"):
+            if match is not None and leaf in _LEAVES:
                 numbers = {name: int(match[name]) - shift for name, shift in shifts.items()}
                 renamed[f"{_fill(new, numbers)}.{leaf}"] = value
                 break
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"{len(unknown)} of {len(state)} keys are none of {whose} names: {_some(unknown)}")
+        raise ValueError(f"{len(unknown)} of {len(state)} keys are none of {whose} names: {some(unknown)}")
     assert len(renamed) == len(state), "two names became one"
     return renamed
 
@@ -242,8 +263,12 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def _load(path: Path) -> Any:
-    """What the file holds, read without executing any of it."""
+def read_file(path: Path) -> Any:
+    """What the file holds, read without executing any of it.
+
+    Raises:
+        ValueError: the file is missing, damaged or holds code.
+    """
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
     refuse_compressed(path)
@@ -273,8 +298,12 @@ def _unreadable(path: Path) -> ValueError:
     )
 
 
-def _unwrap(checkpoint: Any, path: Path) -> dict[str, Tensor]:
-    """The weights in what a training script saved."""
+def find_weights(checkpoint: Any, path: Path) -> dict[str, Tensor]:
+    """The weights in what a training script saved.
+
+    Raises:
+        ValueError: there are none.
+    """
     if isinstance(checkpoint, Mapping):
         inner = [checkpoint[name] for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping)]
         state = inner[0] if inner else checkpoint
@@ -291,7 +320,7 @@ def _split(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], 
     dropped = []
     for key, value in state.items():
         name = key.removeprefix("module.")
-        if (is_part and not name.startswith("backbone.")) or name.rpartition(".")[2] in _OLD_BUFFERS:
+        if (is_part and not name.startswith("backbone.")) or is_old_buffer(name):
             dropped.append(key)
             continue
         name = name.removeprefix("backbone.")
@@ -301,12 +330,33 @@ def _split(state: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], 
     return kept, tuple(dropped)
 
 
+def is_old_buffer(key: str) -> bool:
+    """Whether a key is that of a table that older releases stored with the weights."""
+    return key.rpartition(".")[2] in _OLD_BUFFERS
+
+
 def _check_model_name(model_name: str) -> None:
     if model_name not in VARIANTS:
         nearest = difflib.get_close_matches(model_name, VARIANTS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"there is no model {model_name!r}; did you mean {nearest!r}? Known: {', '.join(VARIANTS)}"
         )
+
+
+def find_variant(weights: Mapping[str, Tensor], path: Path) -> str:
+    """timm name of the variant that backbone weights under this package's names belong to.
+
+    Raises:
+        ValueError: they fit none exactly; says which is nearest and what differs.
+    """
+    differing = {name: _differences(weights, name) for name in VARIANTS}
+    best = min(differing, key=lambda name: len(differing[name]))
+    if differing[best]:
+        raise ValueError(
+            f"{path} holds no backbone of {', '.join(VARIANTS)}: {best} is nearest, with "
+            f"{len(differing[best])} keys differing: {some(differing[best], '; ')}"
+        )
+    return best
 
 
 def _check_variant(weights: Mapping[str, Tensor], model_name: str, path: Path) -> None:
@@ -318,7 +368,7 @@ def _check_variant(weights: Mapping[str, Tensor], model_name: str, path: Path) -
     best = min(differences, key=lambda name: differences[name])
     fit = "fits exactly" if differences[best] == 0 else f"is nearest, with {differences[best]} keys differing"
     raise ValueError(
-        f"{path} is no {model_name}: {len(differing)} keys differ: {_some(differing, '; ')}. {best} {fit}"
+        f"{path} is no {model_name}: {len(differing)} keys differ: {some(differing, '; ')}. {best} {fit}"
     )
 
 
@@ -344,12 +394,14 @@ def _differences(weights: Mapping[str, Tensor], model_name: str) -> list[str]:
     ]
 
 
-def _some(names: list[str], separator: str = ", ", limit: int = 4) -> str:
+def some(names: list[str], separator: str = ", ", limit: int = 4) -> str:
+    """The first names, and how many more there are."""
     more = f"{separator}and {len(names) - limit} more" if len(names) > limit else ""
     return separator.join(names[:limit]) + more
 
 
-def _write(weights: Mapping[str, Tensor], destination: Path, metadata: dict[str, str]) -> None:
+def write_weights(weights: Mapping[str, Tensor], destination: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, which appears whole or not at all."""
     # safetensors wants dense tensors that share no memory
     own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
     with replacing(destination) as file:

@@ -60,7 +60,7 @@ def load_predictor(
         return open_predictor(path, **options)
     import torch
 
-    from crossformerpp.tasks.plug import find_task
+    from crossformerpp.tasks import find_task
     from crossformerpp.tasks.saved import open_saved
 
     saved = open_saved(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -18,20 +18,9 @@ from crossformerpp.ablations.windows import (
 )
 from crossformerpp.layers.attention import GroupAttention
 from crossformerpp.layers.cooling import AmplitudeCoolingLayer, is_cooled
-from crossformerpp.layers.group_size import Interval
-from crossformerpp.layers.grouping import Distance, Lda
+from crossformerpp.layers.grouping import GroupRule, Interval
 
-Attention = Literal["lsda", "swin", "cat", "pvt", "davit", "cswin", "scalablevit"]
-
-
-class BlockGroups(NamedTuple):
-    """How a block groups its tokens: G, I, the side of groups that a learnt table of biases is for, and LDA's kind."""
-
-    distance: Distance
-    size: int
-    interval: Interval = 1
-    table_size: int | None = None
-    lda: Lda = "regional"
+Attention = Literal["lsda", "swin", "cat", "cat-unbiased", "pvt", "davit", "cswin", "scalablevit"]
 
 
 def build_attention(
@@ -39,7 +28,8 @@ def build_attention(
     position: Position,
     dim: int,
     num_heads: int,
-    groups: BlockGroups,
+    rule: GroupRule,
+    table_size: int | None = None,
     **options: Any,
 ) -> nn.Module:
     """The self-attention of one block.
@@ -51,33 +41,38 @@ def build_attention(
     | "lsda"        | SDA                | LDA                 | G              | I         |
     | "swin"        | windows            | shifted windows     | window M       | not used  |
     | "cat"         | within patches     | across patches      | patch M        | not used  |
+    | "cat-unbiased"| within patches     | across patches, without a position bias, as CAT has it | patch M | not used |
     | "davit"       | windows            | channels            | window M       | not used  |
     | "cswin"       | stripes            | stripes             | stripe width   | not used  |
     | "pvt"         | reduced keys       | reduced keys        | not used       | R         |
     | "scalablevit" | interacting windows| reduced keys        | window M       | R         |
 
     Args:
+        rule: What each mechanism takes of it says the table.
+        table_size: Side of the groups that a learnt table of biases is for; default G.
         options: `qkv_bias`, `attn_drop` and `proj_drop`.
 
     Raises:
         ValueError: Unknown attention or position, or one that does not go with the rest.
     """
 
-    G, distance = groups.size, groups.distance
+    distance, G, interval, _ = rule
 
     def bias(num_heads: int = num_heads) -> nn.Module | None:
-        return build_position_bias(position, dim, num_heads, G, groups.table_size)
+        return build_position_bias(position, dim, num_heads, G, table_size)
 
     match attention, distance:
         case "lsda", _:
-            return GroupAttention(dim, num_heads, bias(), distance, G, groups.interval, groups.lda, **options)
+            return GroupAttention(dim, num_heads, bias(), rule, **options)
         case "swin", _:
             kind = WindowAttention if distance == "short" else ShiftedWindowAttention
             return kind(dim, num_heads, bias(), G, **options)
-        case (("cat" | "davit"), "short"):
+        case (("cat" | "cat-unbiased" | "davit"), "short"):
             return WindowAttention(dim, num_heads, bias(), G, **options)
         case "cat", _:
             return CrossPatchAttention(bias(num_heads=1), G, **options)
+        case "cat-unbiased", _:
+            return CrossPatchAttention(None, G, **options)
         case "davit", _:
             return ChannelAttention(dim, num_heads, **options)
         case "cswin", _:
@@ -85,15 +80,13 @@ def build_attention(
         case "scalablevit", "short":
             return InteractiveWindowAttention(dim, num_heads, bias(), G, **options)
         case "scalablevit", _:
-            return ScalableAttention(dim, num_heads, _reduction(attention, groups.interval), **options)
+            return ScalableAttention(dim, num_heads, _reduction(attention, interval), **options)
         case "pvt", _:
             if bias() is not None:
                 raise ValueError(
                     f"attention 'pvt' has no place for position {position!r}: choose 'none' or 'ape'"
                 )
-            return SpatialReductionAttention(
-                dim, num_heads, _reduction(attention, groups.interval), **options
-            )
+            return SpatialReductionAttention(dim, num_heads, _reduction(attention, interval), **options)
     raise ValueError(f"unknown attention {attention!r}: choose one of {', '.join(get_args(Attention))}")
 
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed_nhwc
 from torch import Tensor, nn
 
-from crossformerpp.layers.grouping import Sides
-from crossformerpp.layers.position import DynamicPositionBias, RelativePositionBias
+from crossformerpp.layers.padding import Sides
+from crossformerpp.layers.position import DynamicPositionBias
 
 Position = Literal["dpb", "dpb-residual", "rpb", "rpb-offline", "rpb-online", "ape", "none"]
 
@@ -51,6 +51,42 @@ def build_position_bias(
         case "ape" | "none":
             return None
     raise ValueError(f"unknown position {position!r}: choose one of {', '.join(get_args(Position))}")
+
+
+class RelativePositionBias(nn.Module):
+    """RPB: one learnt bias per head and offset, for groups up to a fixed size (Table X).
+
+    Args:
+        max_size: Largest group, (height, width).
+    """
+
+    def __init__(self, max_size: Sides, num_heads: int) -> None:
+        super().__init__()
+        self.max_size = max_size
+        self.table = nn.Parameter(torch.empty(num_heads, 2 * max_size[0] - 1, 2 * max_size[1] - 1))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """The bias of every offset, the whole table.
+
+        Raises:
+            ValueError: The group is larger than the table is made for.
+        """
+        if height > self.max_size[0] or width > self.max_size[1]:
+            raise ValueError(
+                f"a group of {height}x{width} exceeds this relative position bias, made for at most "
+                f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias (position 'dpb') or "
+                "interpolation ('rpb-online'), which serve any size, or a larger table (position_sizes)"
+            )
+        return self.table
+
+
+def fold(bias: DynamicPositionBias, height: int, width: int) -> RelativePositionBias:
+    """A fixed relative position bias with the values of a DPB, for groups up to `height`×`width`."""
+    with torch.no_grad():
+        folded = RelativePositionBias((height, width), bias.num_heads)
+        folded.table.copy_(bias(height, width))
+        return folded.to(bias.embed.weight.device, bias.embed.weight.dtype)
 
 
 class EnlargedPositionBias(RelativePositionBias):

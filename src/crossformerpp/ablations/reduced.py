@@ -8,6 +8,9 @@ Like those of windows.py they stand in a CrossFormer block in the place of `Grou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -75,13 +78,30 @@ class SpatialReductionAttention(ReducedAttention):
         return self.q(x), k, v
 
 
-class ScalableAttention(ReducedAttention):
-    """SSA of ScalableViT (Yang et al., 2022, Sec. 3.2), with queries and keys of r_c·C channels.
+class ScalableReduction(nn.Module):
+    """R×R patches become one token each of more channels: a depth-wise and a 1×1 convolution, a norm and a GELU;
+    (B, H, W, C) -> (B, M, D)."""
 
-    The reduction is a convolution with a norm, as in PVT, and a GELU.
+    def __init__(self, dim: int, dim_out: int, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.conv = nn.Conv2d(dim, dim, ratio, ratio, groups=dim)
+        self.widen = nn.Conv2d(dim, dim_out, 1)
+        self.norm = nn.LayerNorm(dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = -x.shape[1] % self.ratio, -x.shape[2] % self.ratio
+        x = self.widen(self.conv(F.pad(x, (0, 0, 0, right, 0, bottom)).permute(0, 3, 1, 2)))  # -> B D H/R W/R
+        return F.gelu(self.norm(x.flatten(2).transpose(1, 2)))
+
+
+class ScalableAttention(ReducedAttention):
+    """SSA of ScalableViT (Yang et al., 2022, Sec. 3.2): keys and values of reduced tokens with r_c·C channels, queries
+    and keys of r_c·C channels.
 
     Args:
-        reduction: R; the paper's r_n is 1/R².
+        reduction: R; the paper's r_n is 1/R². With 1, as in the paper's last stage, it is plain global attention of C
+            channels.
         channel_ratio: r_c.
     """
 
@@ -95,13 +115,11 @@ class ScalableAttention(ReducedAttention):
         **drops: float,
     ) -> None:
         super().__init__(dim, num_heads, **drops)
-        scaled = int(dim // num_heads * channel_ratio) * num_heads
+        scaled = dim if reduction == 1 else int(dim // num_heads * channel_ratio) * num_heads
+        self.reduce = nn.Flatten(1, 2) if reduction == 1 else ScalableReduction(dim, scaled, reduction)
         self.q = Linear(dim, scaled, bias=qkv_bias)
-        self.k = Linear(dim, scaled, bias=qkv_bias)
-        self.v = Linear(dim, dim, bias=qkv_bias)
-        self.reduce = (
-            nn.Sequential(SpatialReduction(dim, reduction), nn.GELU()) if reduction > 1 else nn.Flatten(1, 2)
-        )
+        self.k = Linear(scaled, scaled, bias=qkv_bias)
+        self.v = Linear(scaled, dim, bias=qkv_bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         reduced = self.reduce(x)
@@ -111,6 +129,8 @@ class ScalableAttention(ReducedAttention):
 class ChannelAttention(MapAttention):
     """Channel group attention of DaViT (Ding et al., 2022, Sec. 3.3): within each head the d channels attend to each
     other, every one of them a token that spans the map. It has no position bias.
+
+    DaViT's own layer has the three projections in other roles: see `from_davit`.
     """
 
     def attend(self, qkv: Tensor) -> Tensor:
@@ -118,3 +138,17 @@ class ChannelAttention(MapAttention):
         q, k, v = qkv.view(B, H * W, 3, self.num_heads, -1).permute(2, 0, 3, 4, 1).unbind(0)  # 3 of B h d L
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout, scale=q.shape[2] ** -0.5)
         return out.permute(0, 3, 1, 2).reshape(B, H, W, -1)  # B h d L -> B H W C
+
+
+def from_davit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of DaViT's channel attention (the original's or timm's) for `ChannelAttention`, with equal outputs.
+
+    The original computes softmax(KᵀV/√d)·Qᵀ, so that what it calls k, v and q are queries, keys and values of
+    attention as it is usually written. The rows of `qkv` are reordered accordingly; all else stays as it is.
+    """
+    ours = dict(state)
+    for name, value in state.items():
+        if name.startswith("qkv."):
+            q, k, v = value.chunk(3)
+            ours[name] = torch.cat([k, v, q])
+    return ours

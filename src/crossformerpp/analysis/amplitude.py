@@ -1,4 +1,7 @@
-"""How large the outputs of blocks are, Sec. 4.2 and Fig. 5: of any timm model whose stages are made of blocks."""
+"""Amplitudes of blocks' outputs (Sec. 4.2, Fig. 5), for any timm model whose stages consist of blocks.
+
+A block's output is taken after the cooling layer that may follow the block, as in Fig. 5.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockAmplitude:
-    """Largest and mean |output| of a block over images, tokens and channels."""
+    """Largest and mean |output| of a block over images, tokens and channels, after its cooling layer."""
 
     stage: int
     block: int
@@ -49,7 +52,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
         containers = [(info["module"], model.get_submodule(info["module"])) for info in features]
     stages = [stage for container in containers for stage in _stages(*container) if any(stage[1].children())]
     if not stages:
-        raise ValueError(f"{type(model).__name__} has no stages of blocks to look at; choose another model")
+        raise ValueError(f"{type(model).__name__} has no stages of blocks to measure; choose another model")
     return [
         Block(stage, number, f"{name}.{key}", block)
         for stage, (name, members) in enumerate(stages, start=1)
@@ -82,7 +85,7 @@ class _Statistics:
 
 
 def block_amplitudes(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockAmplitude]:
-    """The amplitude of every block's output, before a cooling layer that may follow it.
+    """The amplitude of every block's output, after the cooling layer that may follow it.
 
     Args:
         model: In evaluation mode.
@@ -92,8 +95,8 @@ def block_amplitudes(model: nn.Module, batches: Iterable[Tensor]) -> list[BlockA
     statistics = [_Statistics() for _ in blocks]
     with ExitStack() as hooks, torch.inference_mode():
         for block, found in zip(blocks, statistics, strict=True):
-            # a hook that cools a block's output comes later
-            hooks.callback(block.module.register_forward_hook(found, prepend=True).remove)
+            # `add_cooling` cools by a hook, which comes before this one
+            hooks.callback(block.module.register_forward_hook(found).remove)
         for batch in batches:
             model(batch)
     return [

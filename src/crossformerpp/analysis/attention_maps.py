@@ -76,7 +76,7 @@ class BlockAttention:
 def group_attention(attention: GroupAttention, x: Tensor) -> list[GroupMaps]:
     """softmax(QKᵀ/√d + B) of Eq. 1 on a map (B, H, W, C): an entry per kind of group."""
     grouping = attention.rule.on(*x.shape[1:3])
-    table = attention.offset_biases(*x.shape[1:3])
+    table = attention.offset_biases(grouping.region)
     return [
         GroupMaps(
             _weights(

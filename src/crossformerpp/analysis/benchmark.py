@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import timm
@@ -14,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.analysis.throughput import matmul_peak, peak_extra_memory, time_in_turn
+from crossformerpp.analysis.throughput import Protocol, Timing, matmul_peak, peak_extra_memory, time_calls
 from crossformerpp.models import VARIANTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LITERAL = "literal:"  # the literal implementation of a variant, of benchmarks/literal.py
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,15 @@ def bench(
     settings: Sequence[Setting],
     options: Mapping[str, Any] | None = None,
     seconds: float = 10.0,
+    protocol: Protocol = "turns",
 ) -> Iterator[Measurement]:
-    """Time models in turn under each setting.
+    """Time models under each setting.
 
     Args:
-        names: timm names, or `literal:<variant>`.
+        names: timm names.
         options: Overrides for CrossFormer models, such as `group_sizes`.
-        seconds: About how long to time each setting.
+        seconds: About how long to time each setting in turns.
+        protocol: "turns", all models in turn, every run waited for; or "paper", 50 runs to warm up and 30 back to back.
 
     Yields:
         Per setting a measurement of every model. `peak_share` is of the fastest matrix product measured here in the
@@ -79,7 +78,7 @@ def bench(
     Raises:
         ValueError: As `build`; or options are given, and no CrossFormer.
     """
-    if options and not any(name.removeprefix(LITERAL) in VARIANTS for name in names):
+    if options and not any(name in VARIANTS for name in names):
         raise ValueError(
             f"options {dict(options)} are for CrossFormers, and none is among {', '.join(names)}"
         )
@@ -94,51 +93,46 @@ def bench(
             for name, model in models.items()
         }
         calls = {name: timed_call(model, setting) for name, model in models.items()}
-        timings = time_in_turn(calls, seconds, device=setting.device)
+        timings = time_calls(calls, protocol, seconds, setting.device)
+        last = timings[names[-1]].median
         for name, timing in timings.items():
-            rate = setting.batch_size / timing.median
-            flops = 2 * macs[name] * rate * (3 if setting.training else 1)
-            yield Measurement(
-                model=name,
-                **asdict(setting),
-                median_ms=timing.median * 1e3,
-                low_ms=timing.low * 1e3,
-                high_ms=timing.high * 1e3,
-                runs=timing.runs,
-                images_per_s=rate,
-                gmacs=macs[name] / 1e9,
-                gflops_per_s=flops / 1e9,
-                peak_share=flops / peaks[key],
-                peak_extra_bytes=peak_extra_memory(calls[name], setting.device),
-                speed_ratio=timings[names[-1]].median / timing.median,
-            )
+            memory = peak_extra_memory(calls[name], setting.device)
+            yield _measurement(name, setting, timing, macs[name], peaks[key], last, memory)
+
+
+def _measurement(
+    name: str, setting: Setting, timing: Timing, macs: int, peak: float, last: float, memory: int
+) -> Measurement:
+    """One model's; `peak` in FLOP/s, `last` the last model's median in seconds, `memory` in bytes."""
+    rate = setting.batch_size / timing.median
+    flops = 2 * macs * rate * (3 if setting.training else 1)
+    return Measurement(
+        model=name,
+        **asdict(setting),
+        median_ms=timing.median * 1e3,
+        low_ms=timing.low * 1e3,
+        high_ms=timing.high * 1e3,
+        runs=timing.runs,
+        images_per_s=rate,
+        gmacs=macs / 1e9,
+        gflops_per_s=flops / 1e9,
+        peak_share=flops / peak,
+        peak_extra_bytes=memory,
+        speed_ratio=last / timing.median,
+    )
 
 
 def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """A model with random weights, the same at every call.
 
     Raises:
-        ValueError: The name is unknown, the literal implementation is not at hand, or it takes no such option.
+        ValueError: The name is unknown, or the model takes no such option.
     """
     torch.manual_seed(0)
-    variant = name.removeprefix(LITERAL)
-    if variant != name:
-        if variant not in VARIANTS:
-            raise ValueError(f"no literal implementation of {variant!r}: choose one of {', '.join(VARIANTS)}")
-        try:
-            literal = importlib.import_module("benchmarks.literal")
-        except ModuleNotFoundError:
-            raise ValueError(
-                f"{name!r} is part of the source tree, not of the package: run this in a checkout's folder "
-                "as `python -m crossformerpp bench …`"
-            ) from None
-        make = partial(literal.LiteralCrossFormer, **VARIANTS[variant])
-    elif timm.is_model(name):
-        make = partial(timm.create_model, name)
-    else:
+    if not timm.is_model(name):
         raise ValueError(f"unknown model {name!r}: `timm.list_models()` lists what there is")
     try:
-        return make(**(options or {}) if variant in VARIANTS else {})
+        return timm.create_model(name, **(options or {}) if name in VARIANTS else {})
     except TypeError as error:
         raise ValueError(f"options of {name}: {error}") from None
 

@@ -208,7 +208,7 @@ def _places(model: Any, image_size: int) -> Iterator[_Place]:
 
 def _option(place: _Place, size: int, attention: BlockAttention) -> GroupSizeOption:
     place = place._replace(block=copy.deepcopy(place.block))
-    place.block.attn.group_size = size
+    place.block.attn.rule = place.rule._replace(group_size=size)
     grouping = place.rule.on(place.side, place.side)
     is_whole_map = attention.height == attention.width == place.side
     if not is_whole_map:  # neighbours in the measured group lie an interval apart already

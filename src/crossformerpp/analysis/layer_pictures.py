@@ -98,10 +98,8 @@ def groups(
             _tokens(axes, numbers, image)
             sides = sorted({_sides(numbers == number) for number in range(numbers.max() + 1)}, reverse=True)
             kinds = ", ".join(f"{h}×{w}" for h, w in sides)
-            title = (
-                f"{_name(rule, height, width)}, map {height}×{width}: {numbers.max() + 1} groups of\n{kinds}"
-            )
-            axes.set_title(title, fontsize=9)
+            count = f"map {height}×{width}: {numbers.max() + 1} groups of"
+            axes.set_title(f"{_name(rule, height, width)}\n{count}\n{kinds}", fontsize=9)
     return figure
 
 

@@ -69,7 +69,7 @@ class MaskPrediction:
     Attributes:
         labels: H × W of int16.
         confidence: (K,) mean probability of each class where it was found, 0 where it was not.
-        probabilities: Class name → H × W of 16 bits, 65535 = 1; of the classes asked for.
+        probabilities: Class name → H × W of 16 bits, 65535 = 1; of the requested classes.
     """
 
     columns: ClassVar[Sequence[str]] = ("class", "share", "probability")
@@ -106,7 +106,7 @@ class MaskPrediction:
         return {"width": width, "height": height, "classes": classes}
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
-        """The overlay with a legend, the index mask, and 16-bit grey probabilities of classes asked for."""
+        """The overlay with a legend, the index mask, and 16-bit grey probabilities of the requested classes."""
         entries = [(f"{self.class_names[n]}: {share:.1%}", self.colors[n]) for n, share in self.found()]
         pictures = {
             "": add_legend(blend(image, self.labels, self.colors), entries),

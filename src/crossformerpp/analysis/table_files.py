@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,21 +15,30 @@ from matplotlib.patheffects import withStroke
 from crossformerpp.analysis.tables import TableRow
 from crossformerpp.data.writing import replacing
 
+Count = Literal["ours", "paper"]
+_ACCURACIES = ("accuracy", "box AP", "IoU")  # what a diagram shows, whichever a table has
 
-def table_cells(rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of one table; columns that no row fills are left out."""
+
+def table_cells(rows: Sequence[TableRow], count: Count = "ours") -> tuple[list[str], list[list[str]]]:
+    """Header and cells of one table; columns that no row fills are left out.
+
+    Args:
+        count: "paper" for multiply-accumulates as the paper counts them; else of real tokens only.
+    """
     figures = list(dict.fromkeys(label for row in rows for label in row.figures))
     batches = sorted(
         {batch for row in rows for batch in (*row.throughput, *row.paper_throughput)}, reverse=True
     )
     has_rates = any(row.throughput for row in rows)
     columns: dict[str, list[str]] = {"model": [row.name for row in rows]}
+    columns["head"] = [f"{row.head} {row.schedule}" if row.head else "" for row in rows]
     columns["params, M"] = [_scaled(row.params, 1e6, 2) for row in rows]
     columns["paper's params, M"] = [_scaled(row.paper_params, 1e6, 1) for row in rows]
     columns["Δ params"] = [_difference(row.params, row.paper_params) for row in rows]
-    columns["GMACs"] = [_scaled(row.macs, 1e9, 2) for row in rows]
+    macs = [row.paper_count if count == "paper" else row.macs for row in rows]
+    columns["GMACs" if count == "ours" else "GMACs as the paper counts"] = [_scaled(m, 1e9, 2) for m in macs]
     columns["paper's GMACs"] = [_scaled(row.paper_macs, 1e9, 1) for row in rows]
-    columns["Δ GMACs"] = [_difference(row.macs, row.paper_macs) for row in rows]
+    columns["Δ GMACs"] = [_difference(m, row.paper_macs) for m, row in zip(macs, rows, strict=True)]
     for label in figures:
         columns[f"paper's {label}"] = [_scaled(row.figures.get(label), 1, 1) for row in rows]
     for batch in batches:
@@ -41,9 +51,9 @@ def table_cells(rows: Sequence[TableRow]) -> tuple[list[str], list[list[str]]]:
     return list(filled), [list(cells) for cells in zip(*filled.values(), strict=True)]
 
 
-def as_markdown(title: str, rows: Sequence[TableRow]) -> str:
+def as_markdown(title: str, rows: Sequence[TableRow], count: Count = "ours") -> str:
     """A heading, the table, and its notes."""
-    header, cells = table_cells(rows)
+    header, cells = table_cells(rows, count)
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
     text = "\n".join(f"| {' | '.join(cell.strip().replace('|', '/') for cell in line)} |" for line in lines)
     notes = "".join(f"\n{row.name}: {row.note}.\n".replace("|", "/") for row in rows if row.note)
@@ -76,7 +86,7 @@ def draw(title: str, rows: Sequence[TableRow], path: Path) -> None:
     batches = sorted({batch for row in rows for batch in row.throughput}, reverse=True)
     figure = Figure(figsize=(7 * (1 + len(batches)), 5.5), layout="constrained")
     panels = figure.subplots(1, 1 + len(batches), squeeze=False)[0]
-    label = next(iter(rows[0].figures))
+    label = next(label for label in _ACCURACIES if any(label in row.figures for row in rows))
     macs = [row.macs or row.paper_macs for row in rows]
     _scatter(panels[0], rows, [value and value / 1e9 for value in macs], "GMACs", label)
     for panel, batch in zip(panels[1:], batches, strict=True):

@@ -17,7 +17,19 @@ from typing import NoReturn
 import typer
 
 import crossformerpp
-from crossformerpp.cli import analyze, bench, data, demo, export, models, predict, share, tables, train
+from crossformerpp.cli import (
+    analyze,
+    bench,
+    convert,
+    data,
+    demo,
+    export,
+    models,
+    predict,
+    share,
+    tables,
+    train,
+)
 from crossformerpp.cli.output import plain
 
 app = typer.Typer(
@@ -33,7 +45,7 @@ app.command()(predict.predict)
 app.command()(export.export)
 app.command()(share.share)
 app.command()(models.models)
-app.command()(models.convert)
+app.command()(convert.convert)
 app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(tables.tables)

@@ -1,4 +1,4 @@
-"""`crossformer analyze`: what goes on inside of networks."""
+"""`crossformer analyze`: what happens inside networks."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ if TYPE_CHECKING:
     from crossformerpp.analysis.group_choice import GroupChoices
     from crossformerpp.tasks.network import Network
 
-app = typer.Typer(help="Look into networks: amplitudes, attention, group sizes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look inside networks: amplitudes, attention, architecture, group sizes.", no_args_is_help=True
+)
 
 Images = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image", help="An image or a folder of them; may be repeated. Default: twelve photographs."
+        "--image", help="An image or a folder of images; may be repeated. Default: twelve photographs."
     ),
 ]
-Size = Annotated[int | None, typer.Option(min=32, help="Side of the images; default: the run's, or 224.")]
-Options = Annotated[str, typer.Option(help="Model options as a YAML mapping, e.g. 'cooling: 3'.")]
+Size = Annotated[
+    int | None, typer.Option(min=32, help="Side of the images in pixels; default: the run's, or 224.")
+]
+Options = Annotated[str, typer.Option(help="Model options as a YAML mapping, for example 'cooling: 3'.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for tables and pictures; default: a new ./analysis.")]
 
 
@@ -77,7 +81,7 @@ def attention(
     model: Annotated[str, typer.Argument(help="A run, a checkpoint or a timm name.")],
     tokens: Annotated[
         list[str],
-        typer.Option("--token", help="Y,X as shares of a group's sides; may be repeated."),
+        typer.Option("--token", help="Y,X of a token as shares of the group's sides; may be repeated."),
     ] = ["0.5,0.5", "0.2,0.3"],  # noqa: B006
     images: Images = None,
     size: Size = None,
@@ -121,23 +125,52 @@ def attention(
 
 
 @app.command()
+def architecture(
+    model: Annotated[str, typer.Argument(help="A CrossFormer's run, checkpoint or timm name.")],
+    size: Size = None,
+    options: Options = "{}",
+    out: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw the model's stages and blocks (Fig. 1, 6) and its first CEL (Fig. 3) from its own layers."""
+    from crossformerpp.analysis import architecture_pictures as pictures
+    from crossformerpp.data.photographs import open_photographs
+    from crossformerpp.models import CrossFormer
+
+    network = _open(model, options, size)
+    if not isinstance(network.model, CrossFormer):
+        raise ValueError(f"{model}: not a CrossFormer, whose architecture this command draws")
+    folder = _claim(out, overwrite)
+    photograph = next(iter(open_photographs("train")))
+    pictures.architecture(network.model, network.size).savefig(folder / "architecture.png", dpi=100)
+    stages: Any = network.model.stages
+    pictures.embedding(stages[0].embedding, photograph).savefig(folder / "embedding.png", dpi=100)
+    say(f"architecture.png and embedding.png are in {folder}")
+
+
+@app.command()
 def groups(
     run: Annotated[str, typer.Argument(help="A run or a checkpoint of a CrossFormer.")],
-    budget: Annotated[str, typer.Option(help="Multiply-accumulates of the whole model, e.g. 4.2G or 380M.")],
-    smallest: Annotated[int | None, typer.Option(min=1, help="Least group size; default: the run's.")] = None,
+    budget: Annotated[
+        str, typer.Option(help="Multiply-accumulates of the whole model, for example 4.2G or 380M.")
+    ],
+    smallest: Annotated[
+        int | None, typer.Option(min=1, help="Smallest group size; default: the run's.")
+    ] = None,
     largest: Annotated[
-        int | None, typer.Option(min=1, help="Largest, with which attention is measured; default: the run's.")
+        int | None,
+        typer.Option(min=1, help="Largest group size, with which attention is measured; default: the run's."),
     ] = None,
     images: Images = None,
     size: Size = None,
-    out: Annotated[Path | None, typer.Option(help="Recipe to write, which goes on from the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Recipe to write; it continues from the run.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose group sizes per block from a trained model's attention within a budget; they change no weight."""
+    """Choose a group size per block from a trained model's attention, within a budget; no weight changes."""
     macs = _macs(budget)
     if out is not None and out.exists() and not overwrite:
-        raise ValueError(f"{out} exists; choose another --out, or say --overwrite")
+        raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
     network = _open(run, "{}", size)
     found = _choose_groups(network, smallest, largest, images, macs)
     if out is not None:
@@ -164,7 +197,9 @@ def groups(
         title=f"{found.macs / 1e6:,.1f}M multiply-accumulates at {network.size} pixels, "
         f"before {found.macs_before / 1e6:,.1f}M",
     )
-    say(f"go on with: crossformer train {out}" if out else f"model.options.group_sizes={found.group_sizes}")
+    say(
+        f"continue with: crossformer train {out}" if out else f"model.options.group_sizes={found.group_sizes}"
+    )
 
 
 def _choose_groups(
@@ -178,12 +213,14 @@ def _choose_groups(
     model = network.model
     if network.saved is None or not isinstance(model, CrossFormer):
         raise ValueError(
-            f"{network.name}: sizes are chosen from a trained CrossFormer's attention; name its run"
+            f"{network.name}: group sizes are chosen from the attention of a trained CrossFormer; pass its run"
         )
-    own = [attn.group_size for attn in model.modules() if isinstance(attn, GroupAttention)]
+    own = [attn.rule.group_size for attn in model.modules() if isinstance(attn, GroupAttention)]
     smallest, largest = smallest or min(own), largest or max(own)
     if smallest > largest:
-        raise ValueError(f"group sizes from {smallest} to {largest}: the least must not exceed the largest")
+        raise ValueError(
+            f"group sizes from {smallest} to {largest}: the smallest must not exceed the largest"
+        )
     measured = _open(network.name, f"group_sizes: {[largest] * len(model.stages)}", network.size)
     attentions = block_attentions(measured.model, _batches(measured, images))
     return choose_groups(model, attentions, network.size, smallest, largest, budget)

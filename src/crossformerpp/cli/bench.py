@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from crossformerpp.cli.train import AsJson, Overwrite
 def bench(
     models: Annotated[
         list[str],
-        typer.Argument(help="timm names, or literal:NAME in a checkout; the last is compared with."),
+        typer.Argument(help="timm names; the last is the one the others are compared with."),
     ],
     batch: Annotated[list[int], typer.Option(min=1, help="Images in a batch; may be repeated.")] = [16, 1],  # noqa: B006
     size: Annotated[list[str], typer.Option(help="Side, or HEIGHTxWIDTH; may be repeated.")] = ["224"],  # noqa: B006
@@ -27,12 +28,19 @@ def bench(
     options: Annotated[
         str, typer.Option(help="YAML mapping for CrossFormers, e.g. 'group_sizes: [14, 14, 7, 7]'.")
     ] = "{}",
-    seconds: Annotated[float, typer.Option(help="About how long to time each setting.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="About how long to time each setting in turns.")] = 10.0,
+    protocol: Annotated[
+        Literal["turns", "paper"],
+        typer.Option(
+            help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
+            "back to back."
+        ),
+    ] = "turns",
     out: Annotated[Path | None, typer.Option(help="Folder for bench.csv and bench.png.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time models in turn in one process: median, images/s, share of the machine's peak, memory."""
+    """Time models in one process: milliseconds per batch, images/s, share of the machine's peak, memory."""
     import torch
 
     from crossformerpp.analysis.benchmark import Setting
@@ -40,26 +48,33 @@ def bench(
     from crossformerpp.recipes.load import parse_options
 
     if out is not None and not overwrite and (out / "bench.csv").exists():
-        raise ValueError(f"{out / 'bench.csv'} exists: choose another folder or say --overwrite")
+        raise ValueError(f"{out / 'bench.csv'} exists: choose another folder or pass --overwrite")
     if threads:
         torch.set_num_threads(threads)
     settings = [
         Setting(batch_size, *_sides(text), dtype, compiled, training, device)
         for text, batch_size in itertools.product(size, batch)
     ]
-    found = measure(models, settings, parse_options(options), seconds)
-    rows = [asdict(row) for row in track(found, len(settings) * len(models), "timing")]
+    found = measure(models, settings, parse_options(options), seconds, protocol)
+    rows = [
+        asdict(row) | {"protocol": protocol} for row in track(found, len(settings) * len(models), "timing")
+    ]
     if out is not None:
         _write(rows, out)
     if as_json:
         show_json(rows)
         return
+    kind = [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
+    _show(rows, ", ".join(kind), protocol)
+
+
+def _show(rows: Sequence[Mapping[str, Any]], title: str, protocol: str) -> None:
     show_table(
         (
             "model",
             "batch",
             "size",
-            "median ms",
+            "median ms" if protocol == "turns" else "mean ms",
             "quartiles",
             "images/s",
             "GFLOP/s",
@@ -73,7 +88,7 @@ def bench(
                 str(row["batch_size"]),
                 f"{row['height']}x{row['width']}",
                 f"{row['median_ms']:.1f}",
-                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}",
+                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}" if protocol == "turns" else "",
                 f"{row['images_per_s']:.1f}",
                 f"{row['gflops_per_s']:.0f}",
                 f"{row['peak_share']:.0%}",
@@ -82,16 +97,14 @@ def bench(
             )
             for row in rows
         ],
-        title=", ".join(
-            [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
-        ),
+        title=title,
     )
 
 
 def _sides(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdigit() for side in sides):
-        raise ValueError(f"size {text!r}: say a side such as 224, or HEIGHTxWIDTH such as 800x1344")
+        raise ValueError(f"size {text!r}: give a side such as 224, or HEIGHTxWIDTH such as 800x1344")
     return int(sides[0]), int(sides[-1])
 
 

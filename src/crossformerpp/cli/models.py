@@ -1,26 +1,26 @@
-"""`crossformer models` and `crossformer convert`."""
+"""`crossformer models`."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import typer
 
 from crossformerpp.cli.output import say, show_json, show_table
-from crossformerpp.cli.train import AsJson, Overwrite
+from crossformerpp.cli.train import AsJson
 
 
 def models(
     task: Annotated[
         Literal["classification", "detection", "segmentation"],
-        typer.Option(help="Whose models; of the dense tasks those of the paper's tables."),
+        typer.Option(help="Task of the models; for detection and segmentation those of the paper's tables."),
     ] = "classification",
     as_json: AsJson = False,
 ) -> None:
-    """List models with their parameters and multiply-accumulates, as counted; of the dense tasks beside the paper's."""
+    """List models with their parameters and multiply-accumulates; for dense tasks beside the paper's figures."""
     if task == "detection":
-        _detectors(as_json)
+        _dense_models(("III", "IV"), as_json)
     elif task == "segmentation":
-        _segmenters(as_json)
+        _dense_models(("V",), as_json)
     else:
         _classifiers(as_json)
 
@@ -45,73 +45,41 @@ def _classifiers(as_json: bool) -> None:
     )
 
 
-def convert(
-    source: Annotated[Path, typer.Argument(help="A released .pth file.")],
-    destination: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
-    model: Annotated[str, typer.Option(help="Variant, e.g. crossformer_small.")],
-    lda: Annotated[
-        Literal["spanning", "regional"] | None,
-        typer.Option(help="LDA grouping the weights were trained with; default: the variant's."),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Convert a released checkpoint to safetensors, without executing anything in it."""
-    from crossformerpp import checkpoints
+def _dense_models(tables: Sequence[str], as_json: bool) -> None:
+    from crossformerpp.tasks.tables import table_rows
 
-    report = checkpoints.convert(source, destination, model, lda=lda, overwrite=overwrite)
-    if as_json:
-        show_json(
-            {
-                "model": report.model,
-                "destination": str(report.destination),
-                "tensors": report.num_tensors,
-                "params": report.num_params,
-                "num_classes": report.num_classes,
-                "lda": report.lda,
-                "dropped": list(report.dropped),
-            }
-        )
-        return
-    head = "no head" if report.num_classes is None else f"{report.num_classes} classes"
-    dropped = f"; left out: {', '.join(report.dropped)}" if report.dropped else ""
-    say(
-        f"{report.destination}: {report.model}, {report.num_tensors} tensors, {head}, {report.lda} LDA{dropped}"
-    )
-
-
-def _detectors(as_json: bool) -> None:
-    from crossformerpp.tasks.detection.table import EXPLANATION, SIZE, model_rows
-
-    rows = list(model_rows())
+    rows = [row for table in tables for row in table_rows(table) if row.is_ours]
     if as_json:
         show_json([row.to_json() for row in rows])
         return
-    height, width = SIZE
-    table = [(row.name, f"{row.detector} {row.schedule}", *_counts(row)) for row in rows]
+    height, width = rows[0].size
     show_table(
-        ("name", "detector", "G", "I", "params", "paper's", "MACs", "paper's"), table, f"at {width}×{height}"
+        (
+            "model",
+            "head",
+            "schedule",
+            "params",
+            "paper's",
+            "GMACs",
+            "as the paper counts",
+            "paper's FLOPs, G",
+        ),
+        [
+            (
+                row.name,
+                row.head or "",
+                row.schedule or "",
+                f"{(row.params or 0) / 1e6:.2f}M",
+                f"{(row.paper_params or 0) / 1e6:.1f}M",
+                *(f"{(macs or 0) / 1e9:.1f}" for macs in (row.macs, row.paper_count, row.paper_macs)),
+            )
+            for row in rows
+        ],
+        f"one image of {width}×{height}",
     )
-    say(EXPLANATION)
-
-
-def _segmenters(as_json: bool) -> None:
-    from crossformerpp.tasks.segmentation.table import SIZE, model_rows
-
-    rows = list(model_rows())
-    if as_json:
-        show_json([row.to_json() for row in rows])
-        return
-    table = [(row.name, row.decoder, *_counts(row)) for row in rows]
-    show_table(
-        ("name", "decoder", "G", "I", "params", "paper's", "MACs", "paper's"), table, f"at {SIZE}×{SIZE}"
-    )
-
-
-def _counts(row: Any) -> tuple[str, ...]:
-    groups = (", ".join(map(str, values)) for values in (row.group_sizes, row.intervals))
-    params = (f"{row.params / 1e6:.2f}M", f"{row.paper_params / 1e6:.1f}M")
-    return (*groups, *params, f"{row.macs / 1e9:.1f}G", f"{row.paper_macs / 1e9:.1f}G")
+    for row in rows:
+        if row.note:
+            say(f"{row.name}: {row.note}")
 
 
 def _variants() -> list[str]:
@@ -134,8 +102,8 @@ def _measure(name: str) -> dict[str, Any]:
         "name": name,
         "params": cost.params,
         "macs": cost.macs,
-        "group_sizes": [_one([block.attn.group_size for block in blocks]) for blocks in stages],
-        "intervals": [_one([block.attn.interval for block in blocks]) for blocks in stages],
+        "group_sizes": [_one([block.attn.rule.group_size for block in blocks]) for blocks in stages],
+        "intervals": [_one([block.attn.rule.interval for block in blocks]) for blocks in stages],
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,49 +19,68 @@ def tables(
     numbers: Annotated[
         list[str] | None, typer.Argument(metavar="[II … XI]", help="The paper's tables; default all.")
     ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Time the classification models here, all of a table in turn.")
-    ] = False,
-    batch: Annotated[list[int], typer.Option(min=1, help="Images in a batch; may be repeated.")] = [64, 1],  # noqa: B006
+    count: Annotated[
+        Literal["ours", "paper"],
+        typer.Option(
+            help="ours: multiply-accumulates of real tokens; paper: of padded groups too, as the paper counts."
+        ),
+    ] = "ours",
+    measure: Annotated[bool, typer.Option("--measure", help="Time the classification models here.")] = False,
+    batch: Annotated[list[int], typer.Option(min=1, help="Images per batch; may be repeated.")] = [64, 1],  # noqa: B006
     device: Annotated[str, typer.Option(help="Where to time: cpu, cuda, cuda:1, …")] = "cpu",
-    seconds: Annotated[float, typer.Option(help="About how long to time a table at each batch size.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option(help="About how long to time a table at each batch size in turns.")
+    ] = 60.0,
+    protocol: Annotated[
+        Literal["turns", "paper"],
+        typer.Option(
+            help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
+            "back to back."
+        ),
+    ] = "turns",
     out: Annotated[Path | None, typer.Option(help="Folder for tables.md, tables.csv and diagrams.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the paper's tables: parameters and multiply-accumulates as counted here beside the paper's figures."""
-    from crossformerpp.analysis.table_files import table_cells
-    from crossformerpp.analysis.tables import MEASURED_TABLES
+    """Print the paper's tables: our parameters and multiply-accumulates beside the paper's figures."""
+    from crossformerpp.analysis.tables import MEASURED_TABLES, TABLES, table_title
     from crossformerpp.analysis.tables import measure as timed
     from crossformerpp.data.writing import claim_folder
-    from crossformerpp.tasks.tables import TABLES, table_rows, table_title
+    from crossformerpp.tasks.tables import table_rows
 
     chosen = [number.upper() for number in numbers or TABLES]
-    sources = {number: table_rows(number) for number in chosen}  # says at once if there is no such table
+    sources = {number: table_rows(number) for number in chosen}  # fails at once if there is no such table
     if out is not None:
         claim_folder(out, overwrite)
     found = {number: list(rows) for number, rows in track(sources.items(), len(sources), "counting")}
     if measure:
         for number in track([n for n in chosen if n in MEASURED_TABLES], len(chosen), "timing"):
-            found[number] = timed(found[number], batch, device, seconds)
+            found[number] = timed(found[number], batch, device, seconds, protocol)
     if out is not None:
-        _write({number: (table_title(number), rows) for number, rows in found.items()}, out)
+        _write({number: (table_title(number), rows) for number, rows in found.items()}, out, count)
     if as_json:
         show_json([row.to_json() for rows in found.values() for row in rows])
         return
     for number, rows in found.items():
-        header, cells = table_cells(rows)
-        show_table(header, cells, f"Table {number}: {table_title(number)}")
-        for row in rows:
-            if row.note:
-                say(f"{row.name}: {row.note}")
+        _show(f"Table {number}: {table_title(number)}", rows, count)
 
 
-def _write(found: Mapping[str, tuple[str, Sequence[TableRow]]], out: Path) -> None:
+def _show(title: str, rows: Sequence[TableRow], count: Literal["ours", "paper"]) -> None:
+    from crossformerpp.analysis.table_files import table_cells
+
+    show_table(*table_cells(rows, count), title)
+    for row in rows:
+        if row.note:
+            say(f"{row.name}: {row.note}")
+
+
+def _write(
+    found: Mapping[str, tuple[str, Sequence[TableRow]]], out: Path, count: Literal["ours", "paper"]
+) -> None:
     from crossformerpp.analysis.table_files import as_csv, as_markdown, draw
     from crossformerpp.data.writing import replacing
 
-    page = "\n".join(as_markdown(title, rows) for title, rows in found.values())
+    page = "\n".join(as_markdown(title, rows, count) for title, rows in found.values())
     sheet = as_csv([row for _, rows in found.values() for row in rows])
     for name, text in (("tables.md", page), ("tables.csv", sheet)):
         with replacing(out / name) as file:

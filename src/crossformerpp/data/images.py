@@ -105,7 +105,7 @@ def scaled_size(size: Sequence[int], short_side: int | None, factor: float = 1.0
     """
     if short_side is not None:
         factor *= min(short_side / min(size), _LONGEST * short_side / max(size))
-    return [max(1, round(length * factor)) for length in size]
+    return [max(1, int(length * factor + 0.5)) for length in size]
 
 
 def exif_orientation(path: Path) -> int:

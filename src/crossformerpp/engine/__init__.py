@@ -3,15 +3,15 @@
 How a task plugs in
 ===================
 The engine owns the Trainer, the run directory, checkpoints, resume, logs and the learning curve. It knows
-a task only through `crossformerpp.tasks.plug`. A new task, say detection, brings:
+a task only through `crossformerpp.tasks.Task`. A new task, say detection, brings:
 
 1. `recipes/detection.py`: `DetectionRecipe(BaseRecipe)` with `task: Literal["detection"]`, a `data` section
    (its `root` is what `--data FOLDER` sets) and sections of its own; added to `recipes.load.RECIPES`.
    Pages go to `recipes/<folder>/<name>.yaml` and are called `<folder>/<name>` on the command line.
 2. `data/…`: map-style data sets that know no recipe, only plain arguments. `__getitem__` may be random; the
    engine seeds torch, numpy and `random` around it from (seed, epoch, index). Never keep state in a data set.
-3. `tasks/detection/` (or one file): an object with the three methods of `plug.Task`, returned by
-   `plug.find_task` under its name:
+3. `tasks/detection/` (or one file): an object with the three methods of `tasks.Task`, returned by
+   `tasks.find_task` under its name:
 
    - `split(recipe, "train" | "val", class_names)` → `data.split.Split` (data set, class names, collate,
      groups);
@@ -63,15 +63,16 @@ from crossformerpp.engine.callbacks import (
 from crossformerpp.engine.changes import changes, data_change, data_mark
 from crossformerpp.engine.errors import said_plainly
 from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
+from crossformerpp.engine.inside import LogInside
 from crossformerpp.engine.loaders import RunData, first_batch
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
-from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.saved import open_saved
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
@@ -188,6 +189,7 @@ def evaluate(
     apply_overrides(values, overrides)
     values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
     values["ema"] = None  # which has the averaged ones already, if there are any
+    values.pop("distill", None)  # a teacher is for training
     if root is not None:
         values["data"]["root"] = root
     recipe = parse_recipe(values, f"in {saved.path}")
@@ -264,6 +266,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         SeedEachBatch(section.seed),
         guard,
         Log(run, plan, section.log_every),
+        *([LogInside(run, section.inside_every)] if section.inside_every else []),
         ProgressBar(plan),
         saver,
         StopOnSignal(saver),

@@ -26,9 +26,9 @@ from crossformerpp.models.crossformer import CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.segmentation import SegmentationRecipe
+from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
 from crossformerpp.tasks.detection.model import RetinaNetDetector
-from crossformerpp.tasks.plug import find_task
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import SavedRun
 
@@ -63,7 +63,9 @@ class Network:
                 for stage, info in zip(model.stages.children(), model.feature_info, strict=False):
                     for block in cast(CrossFormerStage, stage).blocks.children():
                         assert isinstance(block, CrossFormerBlock)
-                        limit = block.attn.group_size * info["reduction"]  # the map is one group up to here
+                        limit = (
+                            block.attn.rule.group_size * info["reduction"]
+                        )  # the map is one group up to here
                         if self.size > limit:
                             least = max(least, limit + 1)
                         else:
@@ -139,6 +141,11 @@ def open_network(saved: SavedRun, features: bool = False, size: int | None = Non
         raise ValueError(
             f"{saved.path}: Mask R-CNN chooses boxes inside the network and has no export; RetinaNet has one, "
             "and --features exports the backbone"
+        )
+    if recipe.detector.rules != "torchvision":
+        raise ValueError(
+            f"{saved.path}: exported detectors follow torchvision's rules, not {recipe.detector.rules}'s; --features "
+            "exports the backbone"
         )
     about |= {
         "task": "detection",

@@ -4,10 +4,10 @@ from crossformerpp.kernels.attend import attention
 from crossformerpp.kernels.bias import spread
 from crossformerpp.kernels.chunks import CHUNK_ELEMENTS, Chunk, block
 from crossformerpp.kernels.execution import (
+    are_untouched,
     if_at_most,
     is_compiled,
     is_plain_eager,
-    is_untouched,
     needs_padding,
     sizes_are_symbols,
     takes_blocks,
@@ -21,6 +21,7 @@ from crossformerpp.kernels.rows import permute
 __all__ = [
     "CHUNK_ELEMENTS",
     "Chunk",
+    "are_untouched",
     "attention",
     "block",
     "differentiable_operator",
@@ -28,7 +29,6 @@ __all__ = [
     "if_at_most",
     "is_compiled",
     "is_plain_eager",
-    "is_untouched",
     "linear",
     "mlp",
     "needs_padding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,17 +30,17 @@ def is_plain_eager(*tensors: Tensor) -> bool:
     )
 
 
-def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is exactly of `kind` and has no hooks, so that its weights may be used without calling it.
+def are_untouched(layers: Iterable[tuple[nn.Module, type[nn.Module]]]) -> bool:
+    """Whether every layer is exactly of its kind and has no hooks, so that its weights may be used without calling it.
 
     Adapters (LoRA), parametrizations, patched `forward` methods and hooks all answer no.
     """
-    return (
-        type(module) is kind
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and not (module._backward_hooks or module._backward_pre_hooks)
-        and "forward" not in module.__dict__
-        and not _has_any_global_hook()
+    return not _has_any_global_hook() and all(
+        type(layer) is kind
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and "forward" not in layer.__dict__
+        for layer, kind in layers
     )
 
 

@@ -26,9 +26,11 @@ def remember(module: nn.Module, key: Hashable, compute: Callable[[], Tensor]) ->
     through `.data` moves no counter: call `forget`, `train` or `eval` after one. Nothing is kept while hooks listen to
     a layer within, or where version counters do not exist.
     """
-    if module.training or torch.is_grad_enabled():
+    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return compute()
-    layers = list(module.modules())
+    layers = [module]
+    for layer in layers:  # faster than module.modules()
+        layers.extend(child for child in layer._modules.values() if child is not None)
     weights: list[Tensor] = [p for layer in layers for p in layer._parameters.values() if p is not None]
     if (
         not weights  # the replicas of nn.DataParallel have none

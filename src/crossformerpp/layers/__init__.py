@@ -7,7 +7,7 @@ from crossformerpp.layers.embedding import CrossScaleEmbedding, allocate_dims
 from crossformerpp.layers.group_size import expand_per_block, linear_group_sizes
 from crossformerpp.layers.grouping import Grouping, GroupRule
 from crossformerpp.layers.linear import Linear
-from crossformerpp.layers.position import DynamicPositionBias, RelativePositionBias
+from crossformerpp.layers.position import DynamicPositionBias
 
 __all__ = [
     "AmplitudeCoolingLayer",
@@ -19,7 +19,6 @@ __all__ = [
     "Grouping",
     "Linear",
     "Mlp",
-    "RelativePositionBias",
     "allocate_dims",
     "expand_per_block",
     "linear_group_sizes",

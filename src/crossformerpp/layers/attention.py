@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from crossformerpp import kernels
-from crossformerpp.layers.group_size import Interval
-from crossformerpp.layers.grouping import Distance, GroupRule, Lda
+from crossformerpp.layers.grouping import GroupRule, rule_of
 from crossformerpp.layers.linear import Linear
+from crossformerpp.layers.padding import Sides
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,7 +36,7 @@ def _attend_on_map(
     lda: str,
 ) -> Tensor:
     """What `GroupAttention` does between qkv and proj, at real sizes: B H W 3C -> B H W C."""
-    grouping = GroupRule(distance, group_size, interval, lda).on(*qkv.shape[1:3])  # type: ignore[arg-type]
+    grouping = rule_of(distance, group_size, interval, lda).on(*qkv.shape[1:3])
     groups = grouping.split(grouping.gather(qkv))
     out = [kernels.attention(g.tokens, table, num_heads, g.sides) for g in groups]
     return grouping.scatter(grouping.join(out))
@@ -47,10 +47,7 @@ class GroupAttention(nn.Module):
 
     Args:
         position_bias: Maps the sides of a group to the bias of every offset, see position.py; None for no bias.
-        distance: "short" for SDA, "long" for LDA.
-        group_size: G, see grouping.py.
-        interval: I of LDA, or "adaptive" for the least one at which G tokens span the map.
-        lda: How far LDA reaches, "spanning" the map or "regional".
+        rule: Its distance, G, I and kind of LDA.
 
     Raises:
         ValueError: `dim` is no multiple of `num_heads`.
@@ -61,10 +58,7 @@ class GroupAttention(nn.Module):
         dim: int,
         num_heads: int,
         position_bias: nn.Module | None,
-        distance: Distance = "short",
-        group_size: int = 7,
-        interval: Interval = 1,
-        lda: Lda = "regional",
+        rule: GroupRule,
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -73,41 +67,34 @@ class GroupAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"dimension {dim} is no multiple of the {num_heads} heads")
         self.num_heads = num_heads
-        self.distance, self.group_size, self.interval, self.lda = distance, group_size, interval, lda
         self.position_bias = position_bias
+        self.rule = rule
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = attn_drop
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    @property
-    def rule(self) -> GroupRule:
-        """How this attention groups a map."""
-        return GroupRule(
-            self.distance, self.group_size, 0 if self.interval == "adaptive" else self.interval, self.lda
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         H, W = x.shape[1:3]
         dropout = self.attn_drop if self.training else 0.0
-        table = self.offset_biases(H, W)
         if kernels.is_compiled() and dropout == 0.0:
-            return self.proj_drop(self.proj(_attend_on_map(self.qkv(x), table, self.num_heads, *self.rule)))
+            table = self.offset_biases(self.rule.sides(H, W))
+            return self.proj_drop(
+                self.proj(_attend_on_map(self.qkv(x), table, self.num_heads, *self.rule.flat()))
+            )
         grouping = self.rule.padded_on(H, W) if kernels.needs_padding(H, W) else self.rule.on(H, W)
+        table = self.offset_biases(grouping.region)
         groups = grouping.split(self.qkv(grouping.gather(x)))  # B H W C -> per part B·S N 3C
         out = [kernels.attention(g.tokens, table, self.num_heads, g.sides, g.mask, dropout) for g in groups]
         return self.proj_drop(grouping.scatter(self.proj(grouping.join(out))))  # -> B H W C
 
     def is_as_built(self) -> bool:
         """Whether `kernels.block` computes the same in inference, and no layer would miss a call."""
-        return (
-            all(kernels.is_untouched(layer, Linear) for layer in (self.qkv, self.proj))
-            and kernels.is_untouched(self.proj_drop, nn.Dropout)
-            and not (self.training or self.proj_drop.training)
-            and self.qkv.bias is not None
-        )
+        layers = (self.qkv, Linear), (self.proj, Linear), (self.proj_drop, nn.Dropout)
+        is_training = self.training or self.proj_drop.training
+        return kernels.are_untouched(layers) and not is_training and self.qkv.bias is not None
 
-    def offset_biases(self, height: int, width: int) -> Tensor | None:
-        """The position bias of every offset in the groups of a map: (h, ≥ 2gh−1, ≥ 2gw−1)."""
-        return None if self.position_bias is None else self.position_bias(*self.rule.sides(height, width))
+    def offset_biases(self, sides: Sides) -> Tensor | None:
+        """The position bias of every offset in groups of up to `sides`: (h, ≥ 2gh−1, ≥ 2gw−1)."""
+        return None if self.position_bias is None else self.position_bias(*sides)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crossformerpp import kernels
 from crossformerpp.layers.attention import GroupAttention
-from crossformerpp.layers.grouping import GroupRule
+from crossformerpp.layers.grouping import rule_of
 from crossformerpp.layers.linear import Linear
 
 
@@ -34,12 +34,8 @@ class Mlp(nn.Module):
 
     def is_as_built(self) -> bool:
         """Whether `kernels.mlp` computes the same, and no layer would miss a call."""
-        return (
-            all(kernels.is_untouched(layer, Linear) for layer in (self.fc1, self.fc2))
-            and kernels.is_untouched(self.act, nn.GELU)
-            and kernels.is_untouched(self.drop, nn.Dropout)
-            and not (self.drop.training and self.drop.p > 0.0)
-        )
+        layers = (self.fc1, Linear), (self.act, nn.GELU), (self.fc2, Linear), (self.drop, nn.Dropout)
+        return kernels.are_untouched(layers) and not (self.drop.training and self.drop.p > 0.0)
 
 
 class CrossFormerBlock(nn.Module):
@@ -81,20 +77,26 @@ class CrossFormerBlock(nn.Module):
         """The two lines of `forward` in inference on a CPU."""
         layers: Any = (self.norm1, self.attn.qkv, self.attn.proj, self.norm2, self.mlp.fc1, self.mlp.fc2)
         weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-        table, eps = self.attn.offset_biases(*x.shape[1:3]), [self.norm1.eps, self.norm2.eps]
+        table = self.attn.offset_biases(self.attn.rule.sides(*x.shape[1:3]))
+        eps = [self.norm1.eps, self.norm2.eps]
         run = _operator if torch.compiler.is_compiling() else _run_kernel
-        return run(x, table, weights, eps, self.attn.num_heads, *self.attn.rule)
+        return run(x, table, weights, eps, self.attn.num_heads, *self.attn.rule.flat())
 
     def _takes_kernel(self, x: Tensor) -> bool:
         return (
             x.device.type == "cpu"
             and not (torch.is_grad_enabled() or self.training)
             and kernels.takes_blocks(x)
-            and kernels.is_untouched(self.attn, GroupAttention)
+            and kernels.are_untouched(
+                (
+                    (self.norm1, nn.LayerNorm),
+                    (self.attn, GroupAttention),
+                    (self.norm2, nn.LayerNorm),
+                    (self.mlp, Mlp),
+                )
+            )
             and self.attn.is_as_built()
-            and kernels.is_untouched(self.mlp, Mlp)
             and self.mlp.is_as_built()
-            and all(kernels.is_untouched(norm, nn.LayerNorm) for norm in (self.norm1, self.norm2))
         )
 
 
@@ -110,7 +112,7 @@ def _run_kernel(
     lda: str,
 ) -> Tensor:
     B, H, W, C = x.shape
-    grouping = GroupRule(distance, group_size, interval, lda).on(H, W)  # type: ignore[arg-type]
+    grouping = rule_of(distance, group_size, interval, lda).on(H, W)
     chunks = grouping.chunks(B, x.device, max(1, kernels.CHUNK_ELEMENTS // C))
     return kernels.block(x.reshape(-1, C), weights, eps, table, num_heads, chunks).view(B, H, W, C)
 

@@ -24,18 +24,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from crossformerpp import kernels
-from crossformerpp.layers.group_size import adaptive_interval
 from crossformerpp.layers.padding import Groups, PaddedGrouping, Sides
 
 Distance = Literal["short", "long"]
 Lda = Literal["spanning", "regional"]
+Interval = int | Literal["adaptive"]  # "adaptive": see `adaptive_interval`
+
+
+def adaptive_interval(height: int, width: int, group_size: int) -> int:
+    """The least interval at which G tokens span a map: ceil(max(H, W) / G)."""
+    longer: Any = torch.sym_max(height, width)  # a symbol where they are
+    return _ceil(longer, group_size)
 
 
 class GroupRule(NamedTuple):
@@ -43,13 +49,18 @@ class GroupRule(NamedTuple):
 
     Attributes:
         group_size: G. Spanning groups have sides of their own; for them it only decides which maps are one group.
-        interval: I; 0 for the least one at which G tokens span the map. SDA has none.
+        interval: I of LDA; SDA has none.
+        lda: How far LDA reaches.
     """
 
     distance: Distance
     group_size: int
-    interval: int = 1
+    interval: Interval = 1
     lda: Lda = "regional"
+
+    def flat(self) -> tuple[str, int, int, str]:
+        """As operators of compiled graphs take it; `rule_of` is the inverse."""
+        return self.distance, self.group_size, 0 if self.interval == "adaptive" else self.interval, self.lda
 
     def sides(self, height: int, width: int) -> Sides:
         """Height and width of the largest group on a map."""
@@ -70,20 +81,25 @@ class GroupRule(NamedTuple):
         """The groups of a map whose sides may be symbols."""
         if min(height, width) <= self.group_size:
             return PaddedGrouping(height, width, (height, width), 1, (1, 1))
-        sides, interval = self._regions(height, width)
+        (gh, gw), interval = self._regions(height, width)
         spans = self.distance == "long" and self.lda == "spanning"
-        regions = (1, 1) if spans else (_ceil(height, sides[0] * interval), _ceil(width, sides[1] * interval))
-        return PaddedGrouping(height, width, sides, interval, regions)
+        regions = (1, 1) if spans else (_ceil(height, gh * interval), _ceil(width, gw * interval))
+        return PaddedGrouping(height, width, (gh, gw), interval, regions)
 
     def _regions(self, height: int, width: int) -> tuple[Sides, int]:
         """(gh, gw) and I of a map that is more than one group."""
         G = self.group_size
         if self.distance == "short":
             return (G, G), 1
-        interval = self.interval or adaptive_interval(height, width, G)
+        interval = self.interval if self.interval != "adaptive" else adaptive_interval(height, width, G)
         if self.lda == "regional":
             return (G, G), interval
         return (_ceil(height, interval), _ceil(width, interval)), interval
+
+
+def rule_of(distance: Any, group_size: int, interval: int, lda: Any) -> GroupRule:
+    """The rule from its flat form."""
+    return GroupRule(distance, group_size, interval or "adaptive", lda)
 
 
 def _ceil(length: int, divisor: int) -> int:
@@ -184,21 +200,11 @@ def _partition(grouping: Grouping) -> tuple[Part, ...]:
 
 
 def _order(grouping: Grouping, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A token that is number `local` of a part of n tokens per image, of image b, and after `before` tokens of other
-    parts, has row B·before + b·n + local."""
-    positions = [part.positions.ravel() for part in grouping.parts]
-    sizes = np.array([own.size for own in positions])
-    rows = np.empty((3, sizes.sum()), dtype=np.int64)  # before, n and local of every position of a map
-    rows[:, np.concatenate(positions)] = [
-        np.repeat(sizes.cumsum() - sizes, sizes),
-        np.repeat(sizes, sizes),
-        np.concatenate([np.arange(size) for size in sizes]),
-    ]
-    before, n, local = torch.from_numpy(rows).to(device)
-    images = torch.arange(batch, device=device)[:, None]
-    starts = images * (grouping.height * grouping.width)
-    index = torch.cat([(starts + torch.from_numpy(own).to(device)).flatten() for own in positions])
-    return index, (batch * before + images * n + local).flatten()
+    images = torch.arange(batch, device=device)[:, None] * (grouping.height * grouping.width)
+    positions = [torch.from_numpy(part.positions.ravel()).to(device) for part in grouping.parts]
+    index = torch.cat([(images + own).flatten() for own in positions])
+    rows = torch.arange(index.shape[0], device=device)
+    return index, torch.zeros_like(index).scatter(0, index, rows)
 
 
 @lru_cache(maxsize=64)

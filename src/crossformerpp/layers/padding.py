@@ -28,11 +28,12 @@ class Groups(NamedTuple):
 @dataclass(frozen=True)
 class PaddedGrouping:
     """The literal definition, in gathers, for exported graphs whose H and W are symbols: they cannot tell the parts of
-    a map apart, and padding and cropping by symbolic amounts would restrict the sizes that a graph takes."""
+    a map apart, and padding and cropping by symbolic amounts would restrict the sizes that a graph takes. So would
+    elementwise functions of transposed views, hence the arithmetic on flat indices."""
 
     height: int
     width: int
-    region: Sides
+    region: Sides  # gh, gw
     interval: int
     num_regions: tuple[int, int]  # along height and width
 
@@ -42,35 +43,35 @@ class PaddedGrouping:
 
     def split(self, rows: Tensor) -> list[Groups]:
         """B L C -> B·S N C and which keys are real."""
-        y, x = (self._axis(i, rows.device) for i in range(2))
-        y, x = (
-            y[:, None, :, None, :, None],
-            x[None, :, None, :, None, :],
-        )  # regions y x, offsets y x, members y x
-        positions = torch.where((y < self.height) & (x < self.width), y * self.width + x, -1).flatten()
-        N = self.region[0] * self.region[1]
-        mask = (positions >= 0).view(-1, 1, 1, N).repeat(rows.shape[0], 1, 1, 1)
-        tokens = rows.index_select(1, positions.clamp(min=0))
-        return [Groups(tokens.reshape(-1, N, rows.shape[2]), self.region, mask)]
+        (gh, gw), I, (_, columns) = self.region, self.interval, self.num_regions  # noqa: E741
+        B, S, N = rows.shape[0], self._num_groups, gh * gw
+        places = torch.arange(S * N, device=rows.device)
+        group, member = places // N, places % N
+        region = group // (I * I)
+        y = (region // columns * gh + member // gw) * I + group // I % I
+        x = (region % columns * gw + member % gw) * I + group % I
+        is_real = (y < self.height) & (x < self.width)
+        tokens = rows.index_select(1, torch.where(is_real, y * self.width + x, 0))
+        mask = is_real.view(S, 1, 1, N).repeat(B, 1, 1, 1)
+        return [Groups(tokens.reshape(B * S, N, rows.shape[2]), self.region, mask)]
 
     def join(self, groups: Sequence[Tensor]) -> Tensor:
         """B·S N C -> B L C."""
-        (gh, gw), (_, columns), interval = self.region, self.num_regions, self.interval
-        y = torch.arange(self.height, device=groups[0].device)[:, None]
-        x = torch.arange(self.width, device=groups[0].device)
-        group = y // (gh * interval) * columns + x // (gw * interval)
-        group = (group * interval + y % interval) * interval + x % interval
-        member = y % (gh * interval) // interval * gw + x % (gw * interval) // interval
-        batch = groups[0].shape[0] // (self.num_regions[0] * columns * interval * interval)
-        rows = groups[0].reshape(batch, -1, groups[0].shape[-1])
-        return rows.index_select(1, (group * gh * gw + member).flatten())
+        (tokens,) = groups
+        (gh, gw), I, (_, columns) = self.region, self.interval, self.num_regions  # noqa: E741
+        positions = torch.arange(self.height * self.width, device=tokens.device)
+        y, x = positions // self.width, positions % self.width
+        region = y // (gh * I) * columns + x // (gw * I)
+        group = (region * I + y % I) * I + x % I
+        places = (group * gh + y % (gh * I) // I) * gw + x % (gw * I) // I
+        S, (_, N, C) = self._num_groups, tokens.shape
+        return tokens.reshape(tokens.shape[0] // S, S * N, C).index_select(1, places)
 
     def scatter(self, rows: Tensor) -> Tensor:
         """B L C -> B H W C."""
         return rows.view(-1, self.height, self.width, rows.shape[-1])
 
-    def _axis(self, axis: int, device: torch.device) -> Tensor:
-        """The positions along an axis: (regions, I, members)."""
-        regions, side = self.num_regions[axis], self.region[axis]
-        positions = torch.arange(regions * side * self.interval, device=device)
-        return positions.view(regions, side, self.interval).transpose(1, 2)
+    @property
+    def _num_groups(self) -> int:
+        rows, columns = self.num_regions
+        return rows * columns * self.interval * self.interval

@@ -1,4 +1,4 @@
-"""Dynamic and relative position bias, Sec. 3.2.2.
+"""Dynamic position bias, Sec. 3.2.2.
 
 Legend: gh gw sides of a group, h heads, p hidden width.
 
@@ -53,13 +53,6 @@ class DynamicPositionBias(nn.Module):
                 hidden = hidden + out if self.residual and i < 2 else out
         return hidden.permute(2, 0, 1)
 
-    def fold(self, height: int, width: int) -> RelativePositionBias:
-        """A fixed relative position bias with this module's values, for groups up to `height`×`width`."""
-        with torch.no_grad():
-            folded = RelativePositionBias((height, width), self.num_heads)
-            folded.table.copy_(self(height, width))
-            return folded.to(self.embed.weight.device, self.embed.weight.dtype)
-
     def _apply(self, fn: Any, recurse: bool = True) -> DynamicPositionBias:
         kernels.forget(self)
         return super()._apply(fn, recurse)
@@ -67,31 +60,3 @@ class DynamicPositionBias(nn.Module):
     def train(self, mode: bool = True) -> DynamicPositionBias:
         kernels.forget(self)  # a strategy that moves weights about, as FSDP does, shows in no version counter
         return super().train(mode)
-
-
-class RelativePositionBias(nn.Module):
-    """RPB: one learnt bias per head and offset, for groups up to a fixed size (Table X).
-
-    Args:
-        max_size: Largest group, (height, width).
-    """
-
-    def __init__(self, max_size: tuple[int, int], num_heads: int) -> None:
-        super().__init__()
-        self.max_size = max_size
-        self.table = nn.Parameter(torch.empty(num_heads, 2 * max_size[0] - 1, 2 * max_size[1] - 1))
-        nn.init.trunc_normal_(self.table, std=0.02)
-
-    def forward(self, height: int, width: int) -> Tensor:
-        """The bias of every offset, the whole table.
-
-        Raises:
-            ValueError: The group is larger than the table is made for.
-        """
-        if height > self.max_size[0] or width > self.max_size[1]:
-            raise ValueError(
-                f"a group of {height}x{width} exceeds this relative position bias, made for at most "
-                f"{self.max_size[0]}x{self.max_size[1]}: use DynamicPositionBias (position 'dpb') or "
-                "interpolation ('rpb-online'), which serve any size, or a larger table (position_sizes)"
-            )
-        return self.table

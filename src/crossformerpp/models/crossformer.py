@@ -5,11 +5,9 @@ border.
 """
 
 # Annotations stay types here: torch.fx would write a string's into a graph as `_Tensor_`, which its compiler refuses.
-import difflib
-import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from timm.layers import ClassifierHead
@@ -18,13 +16,13 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from crossformerpp import kernels
-from crossformerpp.ablations.build import Attention, BlockGroups, build_attention, build_cooling
+from crossformerpp.ablations.build import Attention, build_attention, build_cooling
 from crossformerpp.ablations.cooling import CoolingKind
-from crossformerpp.ablations.position import AbsolutePositionEmbedding, Position
+from crossformerpp.ablations.position import AbsolutePositionEmbedding, Position, fold
 from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
-from crossformerpp.layers.group_size import Interval, PerBlock, expand_per_block
-from crossformerpp.layers.grouping import Lda
+from crossformerpp.layers.group_size import PerBlock, expand_per_block, policy_sizes, rule_per_block
+from crossformerpp.layers.grouping import GroupRule, Interval, Lda
 from crossformerpp.layers.position import DynamicPositionBias
 
 
@@ -71,7 +69,8 @@ class CrossFormer(nn.Module):
         embed_dim: D1, doubled from stage to stage.
         depths: Blocks per stage.
         num_heads: Heads per stage.
-        group_sizes: G per stage, or per block of a stage (a sequence in its place). It changes no weight.
+        group_sizes: G per stage, or per block of a stage (a sequence in its place); or the name of a policy, such as
+            "linear" (`policy_group_sizes`). It changes no weight.
         intervals: I per stage or block, used by LDA; "adaptive" for ceil(max(H, W) / G) of each map. It changes no
             weight.
         lda: How LDA groups tokens that are I apart, one word for all stages or one per stage. "spanning" (Sec. 3.2.1):
@@ -87,8 +86,8 @@ class CrossFormer(nn.Module):
         position: DPB, or what Tables X and XI compare it with; see ablations/position.py.
         position_sizes: Side of the groups that the tables of "rpb", "rpb-offline" and "rpb-online" are learnt for, per
             stage or block; default the group sizes.
-        img_size: Images whose first map the vectors of "ape" are learnt for, a side or (height, width). Any other size
-            is taken too.
+        img_size: Images whose first map the vectors of "ape" are learnt for, and whose maps a policy of group sizes is
+            for; a side or (height, width). Any other size is taken too.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
 
     Raises:
@@ -105,7 +104,7 @@ class CrossFormer(nn.Module):
         embed_dim: int = 64,
         depths: Sequence[int] = (2, 2, 18, 2),
         num_heads: Sequence[int] = (2, 4, 8, 16),
-        group_sizes: Sequence[PerBlock] = (4, 4, 14, 7),
+        group_sizes: str | Sequence[PerBlock] = (4, 4, 14, 7),
         intervals: Sequence[Interval | Sequence[Interval]] = (4, 2, 1, 1),
         lda: Lda | Sequence[Lda] = "regional",
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
@@ -126,8 +125,10 @@ class CrossFormer(nn.Module):
         super().__init__()
         _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
+        group_sizes = policy_sizes(group_sizes, depths, img_size)
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        groups = _groups_per_block(depths, group_sizes, intervals, lda, position_sizes or group_sizes)
+        rules = rule_per_block(depths, group_sizes, intervals, lda)
+        tables = expand_per_block(position_sizes or group_sizes, depths, "position size")
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate}
         block = partial(_build_block, attention, position, mlp_ratio, options)
@@ -137,7 +138,7 @@ class CrossFormer(nn.Module):
             dim_in, stride, norm = (dims[i - 1], 2, "before") if i else (in_chans, 4, "after")
             cel = CrossScaleEmbedding(dim_in, dim, kernel_sizes[i], stride, cast(Any, norm), allocation)
             cooler = [build_cooling(cooling_kind, dim, j, depth, cooling) for j in range(depth)]
-            blocks = map(partial(block, dim, num_heads[i]), groups[i], rates[i].tolist(), cooler)
+            blocks = map(partial(block, dim, num_heads[i]), rules[i], tables[i], rates[i].tolist(), cooler)
             self.stages.append(CrossFormerStage(cel, list(blocks), None if i else ape))
         self.feature_info = _feature_info(dims)
         self.num_features = self.head_hidden_size = dims[-1]
@@ -203,7 +204,7 @@ class CrossFormer(nn.Module):
             for block in cast("list[CrossFormerBlock]", stage.blocks):
                 bias = block.attn.position_bias
                 if isinstance(bias, DynamicPositionBias):
-                    block.attn.position_bias = bias.fold(*block.attn.rule.sides(rows, columns))
+                    block.attn.position_bias = fold(bias, *block.attn.rule.sides(rows, columns))
 
     def forward_intermediates(
         self,
@@ -292,50 +293,6 @@ def _check_stages(num_stages: int, **per_stage: Sequence[Any]) -> None:
             raise ValueError(f"{name} has {len(values)} entries for {num_stages} stages: give one per stage")
 
 
-def _groups_per_block(
-    depths: Sequence[int],
-    group_sizes: Sequence[PerBlock],
-    intervals: Sequence[Interval | Sequence[Interval]],
-    lda: Lda | Sequence[Lda],
-    table_sizes: Sequence[PerBlock],
-) -> list[list[BlockGroups]]:
-    """How every block of every stage groups its tokens."""
-    words = [lda] * len(depths) if isinstance(lda, str) else list(lda)
-    _check_stages(len(depths), lda=words)
-    sizes = expand_per_block(group_sizes, depths, "group size")
-    gaps = expand_per_block(intervals, depths, "interval", words=("adaptive",))
-    tables = expand_per_block(table_sizes, depths, "position size")
-    for stage, word in enumerate(words):
-        if word not in get_args(Lda):
-            nearest = difflib.get_close_matches(str(word), get_args(Lda), n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"lda {word!r}: choose one of {', '.join(get_args(Lda))}; the nearest is {nearest!r}"
-            )
-        if word == "spanning":
-            _explain_sizes_of_spanning_groups(stage, sizes[stage], gaps[stage])
-    return [
-        [
-            BlockGroups("long" if j % 2 else "short", *of_block, words[i])
-            for j, of_block in enumerate(zip(sizes[i], gaps[i], tables[i], strict=True))
-        ]
-        for i in range(len(depths))
-    ]
-
-
-def _explain_sizes_of_spanning_groups(
-    stage: int, sizes: Sequence[int], intervals: Sequence[Interval]
-) -> None:
-    """Warn of a size that was given for LDA blocks alone: spanning groups have sides of their own."""
-    for j in range(1, len(sizes), 2):
-        if sizes[j] not in sizes[::2] and intervals[j] != "adaptive":
-            warnings.warn(
-                f"group size {sizes[j]} of stage {stage + 1}, block {j + 1}: spanning LDA has groups of the map's "
-                f"sides divided by the interval {intervals[j]}; the size only decides which maps are one group. "
-                "Change the interval, or choose lda='regional'",
-                stacklevel=2,
-            )
-
-
 def _build_block(
     attention: Attention,
     position: Position,
@@ -343,11 +300,12 @@ def _build_block(
     options: dict[str, Any],
     dim: int,
     num_heads: int,
-    groups: BlockGroups,
+    rule: GroupRule,
+    table_size: int,
     drop_path: float,
     cooling: nn.Module | None,
 ) -> CrossFormerBlock:
-    attn = build_attention(attention, position, dim, num_heads, groups, **options)
+    attn = build_attention(attention, position, dim, num_heads, rule, table_size, **options)
     return CrossFormerBlock(dim, attn, mlp_ratio, options["proj_drop"], drop_path, cooling)
 
 

@@ -1,9 +1,9 @@
-"""What a classification recipe says beyond the common parts."""
+"""The parts of a classification recipe beyond the common ones."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from crossformerpp.recipes.schema import BaseRecipe, FolderSection, Section
 
@@ -46,6 +46,17 @@ class AugmentSection(Section):
     mix_switch: float = Field(default=0.5, ge=0, le=1)
 
 
+class DistillSection(Section):
+    """Learn also from the answers of a trained classifier, the teacher (Hinton et al., 2015)."""
+
+    teacher: str  # any timm name
+    options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
+    # its weights, of the same classes: a run, a checkpoint or a .safetensors file; "pretrained" are timm's own
+    checkpoint: Path | Literal["pretrained"]
+    weight: float = Field(default=0.5, gt=0, le=1)  # share of the teacher in the loss, beside the labels'
+    temperature: PositiveFloat = 1.0  # softens both answers
+
+
 class ClassificationRecipe(BaseRecipe):
     """Image classification (paper Sec. 5.1)."""
 
@@ -54,6 +65,7 @@ class ClassificationRecipe(BaseRecipe):
     augment: AugmentSection = AugmentSection()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     frozen_backbone: bool = False  # train only the head: a linear probe
+    distill: DistillSection | None = None
 
     @model_validator(mode="after")
     def _can_mix(self) -> Self:

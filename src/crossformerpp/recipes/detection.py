@@ -1,4 +1,4 @@
-"""What a detection recipe says beyond the common parts."""
+"""The parts of a detection recipe beyond the common ones."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -24,6 +24,7 @@ class DetectionData(FolderSection):
     scenes: ScenesSection = ScenesSection()
     short_side: tuple[PositiveInt, ...] = (800,)  # training: one of them at random; evaluation: the last
     long_side: PositiveInt = 1333  # at most
+    empty_images: bool = True  # also train on images without objects
     flip: float = Field(default=0.5, ge=0, le=1)
     color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
@@ -41,9 +42,15 @@ class DetectionData(FolderSection):
 
 
 class DetectorSection(Section):
-    """Which of torchvision's detectors, and how wide its parts are; the defaults are the paper's."""
+    """Which of torchvision's detectors, and how wide its parts are.
+
+    The widths are the paper's by default. Where torchvision and MMDetection, which the paper trained with, differ, the
+    default is torchvision's, and the coco/* recipes have the paper's.
+    """
 
     name: Literal["retinanet", "mask_rcnn"]
+    # whose conventions for anchors, RoIAlign, candidates, masks, …: see tasks/detection/mmdetection.py
+    rules: Literal["torchvision", "mmdetection"] = "torchvision"
     pyramid_channels: PositiveInt = 256  # of the FPN, and of what runs on it
     group_norm: bool = False  # in pyramid and heads: new ones learn faster
     anchor_sizes: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)  # in pixels, one per pyramid level
@@ -51,9 +58,15 @@ class DetectorSection(Section):
     box_channels: PositiveInt = 1024  # of the two linear layers
     mask_channels: PositiveInt = 256  # of Mask R-CNN's mask head
     mask_layers: PositiveInt = 4
-    # in training Mask R-CNN's first stage proposes so many boxes of each level and of each image,
+    # training Mask R-CNN: boxes that the first stage proposes per level, those of an image that remain after NMS
+    # (None: as many), and those that the second stage learns from
     train_proposals: PositiveInt = 2000
-    train_samples: PositiveInt = 512  # and its second learns from so many of an image
+    kept_proposals: PositiveInt | None = None
+    train_samples: PositiveInt = 512
+    box_loss: Literal["smooth_l1", "l1"] = "smooth_l1"  # of Mask R-CNN's two stages; RetinaNet's is L1
+    roi_samples: int = Field(
+        default=2, ge=0
+    )  # points a side of each bin of RoIAlign; 0: as many as it has pixels
     min_score: float = Field(default=0.05, ge=0, lt=1)
     nms_iou: float = Field(default=0.5, gt=0, le=1)
     max_detections: PositiveInt = 100  # per image

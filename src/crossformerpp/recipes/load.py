@@ -1,4 +1,4 @@
-"""Read a recipe page, apply `--set` overrides, and say everything that is wrong with it at once."""
+"""Read a recipe page, apply `--set` overrides, and report all of its errors at once."""
 
 import difflib
 import re

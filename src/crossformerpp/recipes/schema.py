@@ -1,6 +1,6 @@
-"""The parts that every recipe has, whatever is learnt: model, optimiser, schedule, EMA, trainer.
+"""The sections that every recipe has, whatever its task: model, optimiser, schedule, EMA, trainer.
 
-A recipe is one YAML page. Its `task` says which of the typed models in this room reads it; unknown and
+A recipe is one YAML page. Its `task` selects the typed model that reads it; unknown and
 ill-typed keys are refused, all at once (see `crossformerpp.recipes.load`). Nothing here imports torch.
 """
 
@@ -47,7 +47,7 @@ class Section(BaseModel):
 
 
 class FolderSection(Section):
-    """Data built in, or in the folder `root`: naming one replaces what is built in."""
+    """Built-in data, or the data in the folder `root` if one is given."""
 
     root: Path | None = None
 
@@ -79,15 +79,26 @@ class ModelSection(Section):
 
 
 class OptimSection(Section):
-    """The optimiser, by timm's name; norms, biases and the model's `no_weight_decay` are not decayed."""
+    """The optimiser, by timm's name.
+
+    `undecayed` is what weight decay spares: "vectors" norms, biases and the model's `no_weight_decay`, as timm does;
+    "norms" the backbone's norms alone, as the paper's UPerNet; "nothing" as the paper's detectors and Semantic FPN.
+    """
 
     name: str = "adamw"
     lr: PositiveFloat = 1e-3
     lr_batch_size: PositiveInt | None = None  # `lr` is for this batch size, scaled linearly to the real one
     weight_decay: NonNegativeFloat = 0.05
+    undecayed: Literal["vectors", "norms", "nothing"] = "vectors"
     options: Options = Field(default_factory=dict)  # e.g. betas, eps, momentum
     layer_decay: float | None = Field(default=None, gt=0, le=1)  # lr factor per layer below the head
     clip_norm: PositiveFloat | None = 5.0
+
+    @model_validator(mode="after")
+    def _has_one_grouping(self) -> Self:
+        if self.layer_decay is not None and self.undecayed != "vectors":
+            raise ValueError(f"layer_decay goes with undecayed=vectors only, not with {self.undecayed}")
+        return self
 
 
 class ScheduleSection(Section):
@@ -97,8 +108,9 @@ class ScheduleSection(Section):
     update: Literal["step", "epoch"] = "step"  # how often the rate changes
     warmup_epochs: NonNegativeFloat | None = None
     warmup_steps: int | None = Field(default=None, ge=0)
-    warmup_lr: NonNegativeFloat = 1e-6  # where the linear warm-up starts, unscaled
+    warmup_lr: NonNegativeFloat = 1e-6  # where the linear warm-up starts
     min_lr: NonNegativeFloat = 0.0
+    scale_with_batch: bool = False  # scale warmup_lr and min_lr as optim.lr_batch_size scales the rate
     milestones: list[PositiveInt] = Field(default_factory=list)
     factor: PositiveFloat = 0.1  # at each milestone
     power: PositiveFloat = 0.9  # of poly
@@ -120,7 +132,7 @@ class EmaSection(Section):
 
 
 class TrainerSection(Section):
-    """How long, on what and in which portions; either `epochs` or `steps`.
+    """Length (either `epochs` or `steps`), batches, devices and logging.
 
     `batch_size` is the number of samples behind one optimiser step, over all devices and accumulated
     batches: a recipe means the same training on one device as on eight.
@@ -133,15 +145,16 @@ class TrainerSection(Section):
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
     eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
+    inside_every: PositiveInt | None = None  # steps between the rows of inside.csv; None: no such file
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
-    result: Literal["best", "last"] = "best"  # which checkpoint is the run's result
+    result: Literal["best", "last"] = "best"  # the checkpoint that is the run's result
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"  # per machine; under torchrun and SLURM leave it out
     nodes: PositiveInt = 1  # machines
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp where there are several devices
     sync_batchnorm: bool = True  # batch norms use the statistics of all GPUs
-    overfit_batch: bool = False  # train on the first batch only: its loss must vanish if all is well
+    overfit_batch: bool = False  # train on the first batch only: its loss must approach 0
     workers: int = Field(default=2, ge=0)  # processes that read data, per device
     threads: PositiveInt | None = None  # of the CPU, for arithmetic; default: all cores
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -165,3 +178,12 @@ class BaseRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection | None = None
     trainer: TrainerSection
+
+    @model_validator(mode="after")
+    def _can_look_inside(self) -> Self:
+        if self.trainer.inside_every is not None and (self.model.compile or self.trainer.strategy == "fsdp"):
+            raise ValueError(
+                "trainer.inside_every looks into the model's layers, which model.compile merges and strategy=fsdp "
+                "spreads: switch them off or leave it out"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""What a segmentation recipe says beyond the common parts."""
+"""The parts of a segmentation recipe beyond the common ones."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -9,7 +9,7 @@ from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
 
 
 class SegmentationData(Section):
-    """Where images and label masks come from. A folder `root` takes the place of digit_scenes."""
+    """Where images and label masks come from. A folder `root` replaces digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
     root: Path | None = None
@@ -59,6 +59,7 @@ class HeadSection(Section):
     name: Literal["semantic_fpn", "upernet"]
     channels: PositiveInt | None = None  # default: 128 of Semantic FPN, 512 of UPerNet
     pyramid_channels: PositiveInt = 256  # of Semantic FPN's FPN
+    input_norm: bool = True  # of UPerNet: layer norms on the backbone's maps; the paper's has none
     dropout: float = Field(default=0.1, ge=0, lt=1)
     auxiliary_weight: NonNegativeFloat | None = (
         None  # default: 0.4 of UPerNet, 0 (no such head) of Semantic FPN
@@ -67,15 +68,20 @@ class HeadSection(Section):
 
 
 class InferenceSection(Section):
-    """How an image of any size is looked at, when evaluating and predicting."""
+    """How the network sees an image of any size in evaluation and prediction."""
 
     short_side: PositiveInt | None = 512  # None: the image's own size
+    multiple_of: PositiveInt = 1  # both sides are resized up to multiples of this
+    # mmsegmentation: no antialiasing, and logits are enlarged to what the network sees before the image's own size
+    rules: Literal["crossformerpp", "mmsegmentation"] = "crossformerpp"
     mode: Literal["whole", "slide"] = "whole"
     window: int = Field(default=512, ge=32)  # slide: side of the windows,
     stride: PositiveInt = 340  # and from one to the next
     scales: list[PositiveFloat] = Field(default=[1.0], min_length=1)
     flip: bool = False  # also look at the mirror image
-    probabilities: list[str] = Field(default_factory=list)  # classes of which predicting keeps them; [all]
+    probabilities: list[str] = Field(
+        default_factory=list
+    )  # classes whose probabilities prediction writes; [all]
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -1,4 +1,4 @@
-"""Put weights into a model and say of each tensor what became of it: one table for every load."""
+"""Load weights into a model and report what happened to each tensor."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ class LoadedTensor:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded, resized, left fresh and skipped.
+    """Which tensors were loaded, resized, left fresh and skipped.
 
     Attributes:
         notes: What else differs, although no weight depends on it: group sizes, intervals and LDA's grouping.
@@ -98,7 +98,7 @@ def load_weights(
         skipped: Keys that the file had besides, for the report.
 
     Raises:
-        ValueError: Other keys differ; says which, and how. Or weights are NaN or infinite.
+        ValueError: Other keys differ; names them and how they differ. Or weights are NaN or infinite.
     """
     _refuse_not_finite(weights, source)
     own = model.state_dict()
@@ -181,7 +181,7 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
         for name in there
         if here[name] != there[name]
     ]
-    return replace(report, notes=tuple(notes))
+    return replace(report, notes=(*notes, *report.notes))
 
 
 def _grouping(section: ModelSection) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What all tasks learn with: one LightningModule with optimiser, schedule, EMA and exact evaluation."""
+"""The LightningModule that all tasks train with: optimiser, schedule, EMA and exact evaluation."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class TaskModule(pl.LightningModule):
         last_evaluation: What the latest validation found.
         plan: Set by the engine before training.
         data_marks: What the checkpoint notes of the data, by split; set by the engine.
-        started_from: What became of the weights in `recipe.model.checkpoint`, if it names one; set by the task.
+        started_from: The load report of `recipe.model.checkpoint`, if it names one; set by the task.
     """
 
     monitor: ClassVar[str]
@@ -54,11 +54,15 @@ class TaskModule(pl.LightningModule):
 
     @abstractmethod
     def evaluate_batch(self, model: nn.Module, batch: Any) -> None:
-        """Add a batch to the metrics; `model` holds the weights to be judged."""
+        """Add a batch to the metrics; `model` holds the weights to evaluate."""
 
     @abstractmethod
     def evaluation(self) -> Evaluation:
-        """Sum up the batches since the last call over all processes, and forget them."""
+        """The result over the batches of all processes since the last call."""
+
+    def look(self, batch: Any) -> tuple[nn.Module, Tensor]:
+        """The backbone, and the images (B, C, H, W) of a training batch as it sees them."""
+        return self.model, batch[0]
 
     def pictures(self) -> dict[str, Image.Image]:
         """File name without suffix → RGB picture of the latest evaluation, for the run folder and TensorBoard."""

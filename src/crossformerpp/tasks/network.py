@@ -1,4 +1,4 @@
-"""A network to look at: a trained one, or a fresh one of timm's by name, and how it sees images."""
+"""A classifier to analyse: a trained one, or a fresh one by its timm name, with its image transform."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def open_network(name: str, options: Mapping[str, Any] | None = None, size: int 
         return Network(name, model.eval(), data.size, eval_transform(data), None)
     saved = open_saved(Path(name))
     if not isinstance(saved.recipe, ClassificationRecipe):
-        raise ValueError(f"{name}: a run of {saved.recipe.task}; only classifiers can be looked at")
+        raise ValueError(f"{name}: a run of {saved.recipe.task}; only classifiers can be analysed")
     data = saved.recipe.data
     if size is not None:
         data = data.model_copy(update={"size": size, "eval_resize": size})

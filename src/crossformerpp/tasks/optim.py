@@ -1,6 +1,7 @@
-"""timm's optimisers and schedules, as a recipe asks for them."""
+"""timm's optimisers and schedules, built from a recipe."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -30,26 +31,47 @@ class Plan:
 
 
 def build_optimizer(model: nn.Module, recipe: BaseRecipe) -> Optimizer:
-    """The recipe's optimiser, with timm's groups: no decay on norms, biases and `no_weight_decay()`.
+    """The recipe's optimiser, with the parameter groups that `optim.undecayed` asks for.
 
     Raises:
         ValueError: timm knows no such optimiser, or it takes no such option.
     """
     section = recipe.optim
-    lr = section.lr
-    if section.lr_batch_size is not None:
-        lr *= recipe.trainer.batch_size / section.lr_batch_size
     try:
         return create_optimizer_v2(
             model,
             opt=section.name,
-            lr=lr,
+            lr=section.lr * batch_factor(recipe),
             weight_decay=section.weight_decay,
             layer_decay=section.layer_decay,
+            filter_bias_and_bn=section.undecayed == "vectors",
+            param_group_fn=_without_norms if section.undecayed == "norms" else None,
             **section.options,
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"optim: {error}") from None
+
+
+def batch_factor(recipe: BaseRecipe) -> float:
+    """What the recipe's rates are multiplied by for its batch size."""
+    reference = recipe.optim.lr_batch_size
+    return 1.0 if reference is None else recipe.trainer.batch_size / reference
+
+
+def _without_norms(model: nn.Module) -> list[dict[str, Any]]:
+    """Two groups: the backbone's norms, which are not decayed, and everything else.
+
+    In the released UPerNet they are the parameters with `norm` in their name. There are none in the head (`bn`), in
+    cooling layers (`ex_ln`) and in position biases.
+    """
+    has_backbone = any(name == "backbone" for name, _ in model.named_children())
+    spared: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_inside = name.startswith("backbone.") or not has_backbone
+        is_norm = is_inside and "norm" in name and ".cooling." not in name
+        (spared if is_norm else decayed).append(parameter)
+    return [{"params": spared, "weight_decay": 0.0}, {"params": decayed}]
 
 
 def build_schedule(optimizer: Optimizer, recipe: BaseRecipe, plan: Plan) -> Scheduler:
@@ -72,8 +94,9 @@ def build_schedule(optimizer: Optimizer, recipe: BaseRecipe, plan: Plan) -> Sche
         key = "warmup_steps" if section.warmup_steps else "warmup_epochs"
         raise ValueError(
             f"schedule: the warm-up takes {warmup} {unit}, and the whole run has {length}; train for longer, or "
-            f"say --set schedule.{key}=0"
+            f"pass --set schedule.{key}=0"
         )
+    scale = batch_factor(recipe) if section.scale_with_batch else 1.0
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=section.name,
@@ -81,8 +104,8 @@ def build_schedule(optimizer: Optimizer, recipe: BaseRecipe, plan: Plan) -> Sche
         # timm lowers the rate one unit before the milestone
         decay_milestones=[milestone * per_unit + 1 for milestone in section.milestones],
         decay_rate=section.power if section.name == "poly" else section.factor,
-        min_lr=section.min_lr,
-        warmup_lr=section.warmup_lr,
+        min_lr=section.min_lr * scale,
+        warmup_lr=section.warmup_lr * scale,
         warmup_epochs=warmup,
         step_on_epochs=section.update == "epoch",
         updates_per_epoch=1,

@@ -14,24 +14,13 @@ from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.loading import LoadReport, load_weights
 
-Groups = tuple[tuple[int, ...], tuple[int, ...]]  # G and I of the four stages
-
-# The groups of Tables III to V: those for large maps, and those of classification, of CrossFormer and CrossFormer++.
-WIDE: Groups = ((14, 14, 7, 7), (16, 8, 2, 1))
-CLASSIFICATION: Groups = ((7, 7, 7, 7), (8, 4, 2, 1))
-CLASSIFICATION_PP: Groups = ((4, 4, 14, 7), (4, 2, 1, 1))
-
-
-def with_groups(name: str, groups: Groups) -> ModelSection:
-    """The section of a model with other groups than its own."""
-    return ModelSection(name=name, options={"group_sizes": groups[0], "intervals": groups[1]})
-
 
 class Pyramid(nn.Module):
     """Images (B, 3, H, W) -> one map (B, Ci, H/s, W/s) per stride s.
 
     Attributes:
         channels: Ci.
+        strides: s.
         model: The timm model without its head; its keys are those of the classifier.
     """
 
@@ -49,9 +38,15 @@ class Pyramid(nn.Module):
         missing = [stride for stride in strides if stride not in found]
         if missing:
             raise ValueError(f"{section.name} has maps of strides {found}, but {list(strides)} are needed")
+        self.strides = tuple(strides)
         self.taken = [found.index(stride) for stride in strides]
         self.channels: list[int] = [getter.feature_info.channels()[i] for i in self.taken]
         self.getter = getter
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """timm's description of the model's maps, as its models have it."""
+        return self.getter.model.feature_info
 
     @property
     def model(self) -> nn.Module:

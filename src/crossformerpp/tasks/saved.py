@@ -1,5 +1,6 @@
 """Open what training left behind: a run directory or a checkpoint. Nothing here imports the trainer."""
 
+import json
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from safetensors import safe_open
 from timm.data import ImageNetInfo
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from crossformerpp.data.tensors import refuse_compressed, refuse_unsound
 from crossformerpp.recipes.load import parse_page, parse_recipe, read_page
 from crossformerpp.recipes.schema import BaseRecipe, ModelSection
 
-KEY = "crossformerpp"  # under which a checkpoint tells what it is
+KEY = "crossformerpp"  # under which a checkpoint describes itself
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SavedRun:
 
 
 class _About(BaseModel):
-    """What a checkpoint says of itself under `KEY`."""
+    """What a checkpoint records about itself under `KEY`."""
 
     recipe: str
     class_names: list[str] = Field(min_length=1)
@@ -53,7 +53,7 @@ class _About(BaseModel):
 def pack(
     recipe: str, class_names: list[str], step: int, data: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint says of itself: plain data only, so that it loads without executing anything."""
+    """What a checkpoint records about itself: plain data only, so that it loads without executing anything."""
     return {
         "version": crossformerpp.__version__,
         "recipe": recipe,
@@ -142,10 +142,16 @@ def open_saved(path: Path) -> SavedRun:
 
 
 def _open_converted(file: Path) -> SavedRun:
-    """A converted classifier as if it were a run: at its paper's settings, classes named as ImageNet does."""
-    weights = checkpoints.read_checkpoint(file)
-    with safe_open(file, framework="pt") as content:
-        name = (content.metadata() or {}).get("model")
+    """A converted model as if it were a run. A classifier: at its paper's settings, classes named as ImageNet does."""
+    weights, about = checkpoints.read_checkpoint(file), checkpoints.recorded(file)
+    if "recipe" in about:  # a whole detector or segmenter
+        recipe = parse_recipe(parse_page(about["recipe"], f"in {file}"), f"in {file}")
+        try:
+            class_names = [str(name) for name in json.loads(about["class_names"])]
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{file}: damaged, its class names cannot be read; convert it again") from None
+        return SavedRun(file, recipe, class_names, 0, checkpoints.read_file(file))
+    name = about.get("model")
     if name is None or "head.fc.weight" not in weights:
         raise ValueError(f"{file}: not a classifier written by `crossformer convert`")
     lda = checkpoints.recorded_lda(file)
@@ -170,14 +176,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir() or path.suffix == ".ckpt":
         return open_saved(path).weights
+    if "recipe" in checkpoints.recorded(path):  # a whole detector or segmenter
+        return open_saved(path).weights
     state = checkpoints.read_checkpoint(path)
     is_released = any(key.startswith("patch_embed.projs.") for key in state)
     return checkpoints.from_released(state) if is_released else state
 
 
 def trained_section(path: Path) -> ModelSection | None:
-    """The model section that a checkpoint's weights were trained with; None where the file does not tell."""
+    """The model section that a checkpoint's weights were trained with; None if the file does not record it."""
+    recipe = trained_recipe(path)
+    return None if recipe is None else recipe.model
+
+
+def trained_recipe(path: Path) -> BaseRecipe | None:
+    """The recipe that a checkpoint's weights were trained with; None if the file does not record it."""
     try:
-        return open_saved(path).recipe.model
+        return open_saved(path).recipe
     except ValueError:  # a backbone alone, or a file of the authors
         return None

@@ -1,28 +1,29 @@
-"""All tables of the paper by their numbers: those of classification, and of the dense tasks."""
+"""All tables of the paper, counted: those of classification by `analysis.tables`, those of dense tasks here."""
 
+from __future__ import annotations
+
+from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from crossformerpp.analysis.tables import (
-    CLASSIFICATION_TABLES,
-    TableRow,
-    classification_rows,
-    classification_title,
-)
+import torch
+from torch import Tensor, nn
 
-TABLES = ("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI")
+from crossformerpp.analysis.complexity import count_complexity
+from crossformerpp.analysis.paper_count import count_as_the_paper
+from crossformerpp.analysis.tables import DENSE_TABLES, TABLES, TableRow, classification_rows, paper_rows
+from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.pyramid import Pyramid
 
-_DENSE_TITLES = {
-    "III": "RetinaNet on COCO, 1280×800",
-    "IV": "Mask R-CNN on COCO, 1280×800",
-    "V": "Semantic segmentation on ADE20K, 1024×1024",
-}
-_RETINANET_SLIP = "the paper prints the row above again; its Mask R-CNN with this backbone fits our count"
+if TYPE_CHECKING:
+    from crossformerpp.tasks.detection.model import Detector
+    from crossformerpp.tasks.segmentation.model import Segmenter
 
+_NUM_CLASSES = 80  # of COCO
 
-def table_title(table: str) -> str:
-    """What a table is about."""
-    return classification_title(table) if table in CLASSIFICATION_TABLES else _DENSE_TITLES[table]
+# What the second stage of Mask R-CNN is counted with: boxes, and masks.
+_NUM_BOXES, _NUM_MASKS = 1000, 100
 
 
 def table_rows(table: str) -> Iterator[TableRow]:
@@ -31,48 +32,74 @@ def table_rows(table: str) -> Iterator[TableRow]:
     Raises:
         ValueError: There is no such table.
     """
-    if table in CLASSIFICATION_TABLES:
-        return classification_rows(table)
-    if table not in _DENSE_TITLES:
+    if table not in TABLES:
         raise ValueError(f"no table {table!r}: choose among {', '.join(TABLES)}")
-    return _segmentation_rows() if table == "V" else _detection_rows(table)
+    return _dense_rows(table) if table in DENSE_TABLES else classification_rows(table)
 
 
-def _detection_rows(table: str) -> Iterator[TableRow]:
-    from crossformerpp.tasks.detection.table import SIZE, model_rows
+def build_row(row: TableRow) -> Detector | Segmenter:
+    """The detector or segmenter of a row of Tables III to V, on the default device."""
+    assert row.model is not None
+    section = ModelSection(name=row.model, options=row.options)
+    if row.head in ("retinanet", "mask_rcnn"):
+        from crossformerpp.recipes.detection import DetectionData, DetectorSection
+        from crossformerpp.tasks.detection.model import build_detector
 
-    for row in model_rows("retinanet" if table == "III" else "mask_rcnn"):
-        note = _RETINANET_SLIP if table == "III" and row.name == "crossformerpp_small" else ""
-        figures = {"box AP": row.paper_box_ap, "mask AP": row.paper_mask_ap}
-        yield _dense_row(table, f"{row.name} {row.schedule}", row, SIZE, figures, note)
+        detector = DetectorSection.model_validate({"name": row.head})
+        return build_detector(section, detector, DetectionData(), _NUM_CLASSES)
+    from crossformerpp.data import ade20k
+    from crossformerpp.recipes.segmentation import HeadSection
+    from crossformerpp.tasks.segmentation.model import Segmenter
+
+    head = HeadSection.model_validate({"name": row.head, "input_norm": row.head != "upernet"})
+    return Segmenter(section, head, ade20k.COLORS)
 
 
-def _segmentation_rows() -> Iterator[TableRow]:
-    from crossformerpp.tasks.segmentation.table import SIZE, model_rows
+def _dense_rows(table: str) -> Iterator[TableRow]:
+    """Parameters with the auxiliary head, which only training uses; multiply-accumulates without it."""
+    for row in paper_rows(table):
+        if row.model is None:
+            yield row
+            continue
+        with torch.device("meta"):
+            model = build_row(row)
+            backbone = model.backbone
+            maps = [
+                torch.zeros(1, channels, *(-(-side // stride) for side in row.size))
+                for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+            ]
+        whole = count_complexity(_EveryPart(model), (3, *row.size))
+        head = count_complexity(_Head(model), (maps,))
+        by_paper = count_as_the_paper(row.model, row.options, *row.size) + head.macs
+        yield replace(row, params=whole.params, macs=whole.macs, paper_count=by_paper)
 
-    for row in model_rows():
-        figures = {"IoU": row.paper_iou, "MS IoU": row.paper_ms_iou}
-        yield _dense_row("V", f"{row.name} {row.decoder}", row, (SIZE, SIZE), figures)
+
+class _Head(nn.Module):
+    """All matrix products behind the backbone, without the choices among boxes, which depend on values."""
+
+    def __init__(self, model: Detector | Segmenter) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, maps: list[Tensor]) -> None:
+        model = self.model
+        if not hasattr(model.backbone, "fpn"):
+            model.classifier(model.decoder(maps))
+            return
+        pyramid = list(model.backbone.fpn(OrderedDict((str(i), c) for i, c in enumerate(maps))).values())
+        if not hasattr(model, "roi_heads"):
+            model.head(pyramid)
+            return
+        model.rpn.head(pyramid)
+        heads, channels, like = model.roi_heads, model.backbone.out_channels, pyramid[0]
+        boxes = like.new_zeros(_NUM_BOXES, channels, *heads.box_roi_pool.output_size)
+        heads.box_predictor(heads.box_head(boxes))
+        masks = like.new_zeros(_NUM_MASKS, channels, *heads.mask_roi_pool.output_size)
+        heads.mask_predictor(heads.mask_head(masks))
 
 
-def _dense_row(
-    table: str,
-    name: str,
-    row: Any,
-    size: tuple[int, int],
-    figures: dict[str, float | None],
-    note: str = "",
-) -> TableRow:
-    return TableRow(
-        table,
-        f"{name} ({', '.join(map(str, row.group_sizes))})",
-        row.name,
-        {"group_sizes": list(row.group_sizes), "intervals": list(row.intervals)},
-        size,
-        row.params,
-        row.macs,
-        row.paper_params,
-        row.paper_macs,
-        {label: value for label, value in figures.items() if value is not None},
-        note=note,
-    )
+class _EveryPart(_Head):
+    """Backbone and head on one image."""
+
+    def forward(self, x: Tensor) -> None:  # type: ignore[override]
+        super().forward(Pyramid.forward(self.model.backbone, x))

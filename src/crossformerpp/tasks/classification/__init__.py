@@ -1,4 +1,4 @@
-"""Image classification: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
+"""Image classification as a `tasks.Task`. Only `module` needs the trainer."""
 
 import math
 import warnings
@@ -86,7 +86,7 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
     if data.source == "mnist":
         return open_mnist(which, data.size)
     if data.root is None:
-        raise ValueError("this recipe trains on a folder of images: say --data FOLDER")
+        raise ValueError("this recipe trains on a folder of images: pass --data FOLDER")
     root = Path(data.root)
     if is_imagenet_tars(root):
         return open_imagenet_tars(root, which, class_names)

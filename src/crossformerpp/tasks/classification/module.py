@@ -11,6 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import head_prefixes
+from crossformerpp.tasks.classification.distillation import distillation_loss, open_teacher
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.module import TaskModule
 
@@ -18,7 +19,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B, samp
 
 
 class ClassificationModule(TaskModule):
-    """Cross-entropy with label smoothing, or with the soft targets of Mixup and CutMix (timm's)."""
+    """Cross-entropy with label smoothing, or with the soft targets of Mixup and CutMix (timm's); and distillation."""
 
     monitor: ClassVar[str] = "top1"
 
@@ -39,6 +40,7 @@ class ClassificationModule(TaskModule):
             self.criterion = SoftTargetCrossEntropy()
         elif recipe.label_smoothing:
             self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        self.teacher = open_teacher(recipe, len(class_names))
         self.seen = Predictions()
         self.is_frozen = recipe.frozen_backbone
         if self.is_frozen:
@@ -60,10 +62,19 @@ class ClassificationModule(TaskModule):
             if len(images) % 2:
                 raise ValueError(
                     f"mixup and cutmix pair the images of a process' batch, which are {len(images)}: an odd number; "
-                    "say another trainer.batch_size"
+                    "pass another trainer.batch_size"
                 )
             images, labels = self.mix(images, labels)
-        return {"loss": self.criterion(self.model(images), labels)}
+        logits = self.model(images)
+        loss = self.criterion(logits, labels)
+        if self.teacher is None:
+            return {"loss": loss}
+        assert isinstance(self.recipe, ClassificationRecipe)
+        section = self.recipe.distill
+        assert section is not None
+        taught = distillation_loss(logits, self.teacher(images), section.temperature)
+        total = (1 - section.weight) * loss + section.weight * taught
+        return {"loss": total, "loss_labels": loss, "loss_teacher": taught}
 
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, labels, numbers = batch

@@ -253,6 +253,7 @@ def _parts_of_model(run: _FinishedRun) -> Table:
     for number, stage in enumerate(_stages(model), start=1):
         side = -(-side // stage.embedding.stride)
         blocks: list[Any] = list(stage.blocks)
+        is_lsda = all(isinstance(block.attn, GroupAttention) for block in blocks)
         rows.append(
             (
                 f"stage {number}",
@@ -260,8 +261,8 @@ def _parts_of_model(run: _FinishedRun) -> Table:
                 str(model.feature_info[number - 1]["num_chs"]),
                 str(len(blocks)),
                 str(blocks[0].attn.num_heads),
-                _values(getattr(block.attn, "group_size", "") for block in blocks),
-                _values(getattr(block.attn, "interval", "") for block in blocks),
+                _values(block.attn.rule.group_size if is_lsda else "" for block in blocks),
+                _values(block.attn.rule.interval if is_lsda else "" for block in blocks),
                 str(sum(block.cooling is not None for block in blocks)),
                 _count(stage),
             )

@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation: the socket of `tasks.plug`. Only `module` needs the trainer."""
+"""Object detection and instance segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ class Detection:
         coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
         if which != "train":
             return Split(EvalImages(coco, with_masks), coco.class_names, collate, names=_names(coco))
-        coco = _wide_enough(coco, data.long_side)
+        coco = _for_training(coco, data)
         transform = train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
         groups = aspect_groups(coco.images)
         dataset = TrainImages(coco, transform, with_masks)
@@ -56,7 +56,7 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
     """Annotation file and image folder of a split.
 
     Raises:
-        ValueError: The recipe names no data, or they are not where it says.
+        ValueError: The recipe names no data, or they are not where it says they are.
     """
     if data.source == "digit_scenes":
         sizes = data.scenes.train, data.scenes.val, data.scenes.size, data.scenes.seed
@@ -70,7 +70,7 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
         root = data.root or Path()
         return root / annotations, root / images
     if data.root is None:
-        raise ValueError("this recipe trains on a folder in COCO's format: say --data FOLDER")
+        raise ValueError("this recipe trains on a folder in COCO's format: pass --data FOLDER")
     return find_split(data.root, half)
 
 
@@ -78,7 +78,12 @@ def _names(coco: CocoSet) -> list[str]:
     return [printable(image.path.name) for image in coco.images]
 
 
-def _wide_enough(coco: CocoSet, long_side: int) -> CocoSet:
-    """Without images so thin that nothing is left of them when their long side fits."""
-    kept = [i for i in coco.images if min(i.width, i.height) * long_side >= max(i.width, i.height)]
+def _for_training(coco: CocoSet, data: DetectionData) -> CocoSet:
+    """Without images so thin that nothing is left of them when their long side fits, and without empty ones if asked.
+
+    An image with nothing but a crowd is empty too.
+    """
+    kept = [i for i in coco.images if min(i.width, i.height) * data.long_side >= max(i.width, i.height)]
+    if not data.empty_images:
+        kept = [image for image in kept if any(not it.is_crowd for it in image.objects)]
     return CocoSet(kept, coco.class_names, coco.category_ids, coco.problems)

@@ -22,6 +22,7 @@ from crossformerpp.data.detection import EvalImages, open_image
 from crossformerpp.data.masks import encode_mask
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import write_json
+from crossformerpp.tasks.detection import mmdetection
 
 Record = dict[str, Any]
 Kind = Literal["box", "mask"]
@@ -34,7 +35,7 @@ _SIZES = ("small", "medium", "large")
 class AveragePrecision:
     """COCO's summary over all classes (`AP`, `AP50`, `AP75`, `AP_small`, …), and per class (AP, AP50).
 
-    What has no true object (no large ones, say) has no precision and is left out or NaN.
+    A group without true objects (no large ones, for example) has no precision and is left out or NaN.
     """
 
     summary: dict[str, float]
@@ -110,8 +111,15 @@ def coco_results(
     ]
 
 
-def describe(found: dict[str, Tensor], height: int, width: int) -> list[dict[str, Any]]:
-    """A detector's output for one image of `height` × `width` pixels as plain data, best first."""
+def describe(
+    found: dict[str, Tensor], height: int, width: int, rules: str = "torchvision"
+) -> list[dict[str, Any]]:
+    """A detector's output for one image of `height` × `width` pixels as plain data, best first.
+
+    Args:
+        rules: Of the `DetectorSection`, for masks.
+    """
+    paste = mmdetection.paste_mask if rules == "mmdetection" else paste_mask
     found = {name: value.detach().float().cpu() for name, value in found.items()}
     boxes = found["boxes"]
     corners_to_size = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1)
@@ -123,7 +131,7 @@ def describe(found: dict[str, Tensor], height: int, width: int) -> list[dict[str
     ]
     if "masks" in found:
         for thing, mask, box in zip(things, found["masks"], boxes, strict=True):
-            thing["segmentation"] = encode_mask(paste_mask(mask, box, height, width))
+            thing["segmentation"] = encode_mask(paste(mask, box, height, width))
     return things
 
 
@@ -208,6 +216,6 @@ class DetectionEvaluation:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """COCO's −1 says that a class has no object of that size."""
+    """COCO's −1 means that a class has no object of that size."""
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else float("nan")

@@ -11,6 +11,7 @@ cover each part of its box).
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from crossformerpp.recipes.detection import DetectionData, DetectorSection
+from crossformerpp.recipes.detection import DetectionData, DetectionRecipe, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.detection import mmdetection
+from crossformerpp.tasks.detection.losses import with_l1_loss
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
-from crossformerpp.tasks.saved import read_weights
+from crossformerpp.tasks.saved import read_weights, trained_recipe
 
 _RATIOS = ((0.5, 1.0, 2.0),) * 5
 _ANCHORS = 9  # of RetinaNet: three sizes by three ratios
@@ -55,9 +58,10 @@ class FeaturePyramid(Pyramid):
         is_retinanet = section.name == "retinanet"
         super().__init__(model, (8, 16, 32) if is_retinanet else (4, 8, 16, 32))
         self.out_channels = section.pyramid_channels
-        extra: ExtraFPNBlock = (
-            LastLevelP6P7(self.channels[-1], self.out_channels) if is_retinanet else LastLevelMaxPool()
-        )
+        extra: ExtraFPNBlock = LastLevelMaxPool()
+        if is_retinanet:
+            two_levels = mmdetection.P6P7 if section.rules == "mmdetection" else LastLevelP6P7
+            extra = two_levels(self.channels[-1], self.out_channels)
         self.fpn = FeaturePyramidNetwork(self.channels, self.out_channels, extra, _norm_layer(section))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
@@ -71,12 +75,26 @@ class View(GeneralizedRCNNTransform):
 
     In training images arrive resized, with their targets. Masks stay as small as they are predicted; see
     `evaluation.paste_masks`.
+
+    Attributes:
+        rules: Of a `DetectorSection`.
     """
 
+    rules = "torchvision"
+
     def normalize(self, image: Tensor) -> Tensor:
+        if self.rules == "mmdetection":
+            return image  # bytes are resized first, to bytes
+        return self._normalized(image)
+
+    def _normalized(self, image: Tensor) -> Tensor:
         return super().normalize(image if image.is_floating_point() else image.float() / 255)
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        if self.rules == "mmdetection":
+            if not self.training:
+                image = mmdetection.resize(_as_bytes(image), self.min_size[-1], self.max_size)
+            return self._normalized(image), target
         if self.training:
             return image, target
         sides = image.shape[-2:]
@@ -117,6 +135,8 @@ class RetinaNetDetector(RetinaNet):
             detections_per_img=section.max_detections,
         )
         self.transform = view
+        if section.rules == "mmdetection":
+            mmdetection.follow_mmdetection(self, section)
         _keep_full_precision(self.head)
 
 
@@ -124,6 +144,8 @@ class MaskRCNNDetector(MaskRCNN):
     """torchvision's Mask R-CNN, with labels from 0 outside (inside 0 is the background)."""
 
     backbone: FeaturePyramid
+    rpn: Any  # RegionProposalNetwork and RoIHeads, which torchvision leaves untyped
+    roi_heads: Any
 
     def __init__(
         self, backbone: FeaturePyramid, section: DetectorSection, view: View, num_classes: int
@@ -137,13 +159,19 @@ class MaskRCNNDetector(MaskRCNN):
             mask_head=MaskRCNNHeads(channels, (masks,) * section.mask_layers, 1, _norm_layer(section)),
             mask_predictor=MaskRCNNPredictor(masks, masks, num_classes + 1),
             rpn_pre_nms_top_n_train=section.train_proposals,
-            rpn_post_nms_top_n_train=section.train_proposals,
+            rpn_post_nms_top_n_train=section.kept_proposals or section.train_proposals,
+            box_roi_pool=_roi_align(_POOLED, section),
+            mask_roi_pool=_roi_align(2 * _POOLED, section),
             box_batch_size_per_image=section.train_samples,
             box_score_thresh=section.min_score,
             box_nms_thresh=section.nms_iou,
             box_detections_per_img=section.max_detections,
         )
+        if section.box_loss == "l1":
+            self.rpn, self.roi_heads = with_l1_loss(self.rpn, self.roi_heads)
         self.transform = view
+        if section.rules == "mmdetection":
+            mmdetection.follow_mmdetection(self, section)
         for head in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
             _keep_full_precision(head)
 
@@ -171,6 +199,7 @@ def build_detector(
     """
     backbone = FeaturePyramid(model, section)
     view = View(data.short_side[-1], data.long_side, list(data.mean), list(data.std))
+    view.rules = section.rules
     kind = RetinaNetDetector if section.name == "retinanet" else MaskRCNNDetector
     return kind(backbone, section, view, num_classes)
 
@@ -186,7 +215,18 @@ def start_from(detector: Detector, path: Path) -> LoadReport:
     weights = read_weights(path)
     if not any(key.startswith("backbone.fpn.") for key in weights):
         return detector.backbone.load_weights(weights, path)
-    return load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+    report = load_weights(detector, weights, path, may_differ=_CLASS_KEYS)
+    trained = trained_recipe(path)
+    here = detector.transform.rules
+    if not isinstance(trained, DetectionRecipe) or trained.detector.rules == here:
+        return report
+    there = trained.detector.rules
+    note = f"detector.rules {here} here, trained with {there}: the weights fit either, the outputs differ"
+    return replace(report, notes=(note,))
+
+
+def _as_bytes(image: Tensor) -> Tensor:
+    return (image * 255).round().byte() if image.is_floating_point() else image
 
 
 def _box_head(channels: int, section: DetectorSection) -> nn.Module:
@@ -198,6 +238,10 @@ def _box_head(channels: int, section: DetectorSection) -> nn.Module:
         [section.box_channels] * 2,
         _norm_layer(section),
     )
+
+
+def _roi_align(size: int, section: DetectorSection) -> MultiScaleRoIAlign:
+    return MultiScaleRoIAlign([str(level) for level in range(4)], size, section.roi_samples)
 
 
 def _norm_layer(section: DetectorSection) -> Callable[[int], nn.Module] | None:
@@ -216,8 +260,8 @@ def _keep_full_precision(head: nn.Module) -> None:
 
 def _as_float(head: nn.Module, inputs: Any, output: Any) -> Any:
     if isinstance(output, Tensor):
-        if not head.training and not torch.compiler.is_compiling() and not output.isfinite().all():
-            # torchvision would drop such boxes without a word
+        has_values = not (head.training or output.is_meta or torch.compiler.is_compiling())
+        if has_values and not output.isfinite().all():  # torchvision would drop such boxes without a word
             raise ValueError("the network's output is not a number (NaN)")
         return output.float()
     if isinstance(output, dict):

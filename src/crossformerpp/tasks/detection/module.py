@@ -27,14 +27,20 @@ class DetectionModule(TaskModule):
         parts = self.model(images, targets)
         return {"loss": sum(parts.values()), **{name.removeprefix("loss_"): parts[name] for name in parts}}
 
+    def look(self, batch: Batch) -> tuple[nn.Module, Tensor]:
+        detector: Any = self.model
+        return detector.backbone, detector.transform(batch[0])[0].tensors
+
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, truths = batch
+        assert isinstance(self.recipe, DetectionRecipe)
+        rules = self.recipe.detector.rules
         for found, truth in zip(model(images), truths, strict=True):
-            described = describe(found, truth["height"], truth["width"])
+            described = describe(found, truth["height"], truth["width"], rules)
             self.records.append({"truth": truth, "found": described})
 
     def evaluation(self) -> DetectionEvaluation:
-        """The first process judges everybody's records; all learn the figures."""
+        """The first process evaluates the records of all; every process gets the figures."""
         records, self.records = self.records, []
         if not (dist.is_available() and dist.is_initialized()):
             return DetectionEvaluation.of(records, self.class_names, self.kinds)
@@ -45,7 +51,7 @@ class DetectionModule(TaskModule):
         if gathered is not None:
             everybodys = [record for part in gathered for record in part]
             judged = DetectionEvaluation.of(everybodys, self.class_names, self.kinds)
-        told = [(judged.metrics, judged.per_class) if judged is not None else None]
-        dist.broadcast_object_list(told)
-        assert told[0] is not None
-        return judged or DetectionEvaluation(*told[0], self.class_names, [])
+        shared = [(judged.metrics, judged.per_class) if judged is not None else None]
+        dist.broadcast_object_list(shared)
+        assert shared[0] is not None
+        return judged or DetectionEvaluation(*shared[0], self.class_names, [])

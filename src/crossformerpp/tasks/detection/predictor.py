@@ -25,7 +25,7 @@ class DetectionPredictor:
     ) -> None:
         """
         Args:
-            min_score: Objects of lower scores are not told.
+            min_score: Objects with lower scores are left out.
 
         Raises:
             ValueError: The weights do not fit the recipe.
@@ -37,9 +37,10 @@ class DetectionPredictor:
         section = recipe.detector.model_copy(update={"min_score": min_score})
         model = build_detector(recipe.model, section, recipe.data, len(saved.class_names))
         load_weights(model, saved.weights, saved.path)
+        self.rules = section.rules
         self.model = model.eval().to(self.device)
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> ObjectPrediction:
         (found,) = self.model([pil_to_tensor(image).to(self.device)])
-        return ObjectPrediction(describe(found, image.height, image.width), self.class_names)
+        return ObjectPrediction(describe(found, image.height, image.width, self.rules), self.class_names)

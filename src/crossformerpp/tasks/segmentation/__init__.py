@@ -1,4 +1,4 @@
-"""Semantic segmentation: the socket of `tasks.plug`, filled. Only `module` needs the trainer."""
+"""Semantic segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
         size = (scenes.train, scenes.val, scenes.size, scenes.seed)
         root = write_digit_scenes(default_folder(*size), *size)
     if root is None:
-        raise ValueError("this recipe trains on a folder of images and masks: say --data FOLDER")
+        raise ValueError("this recipe trains on a folder of images and masks: pass --data FOLDER")
     if data.source == "ade20k" or (class_names == ade20k.NAMES and is_ade20k(root)):
         return open_ade20k(root, which)
     return open_folder(
@@ -96,7 +96,7 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
 
 
 def class_colors(data: SegmentationData, class_names: list[str]) -> list[Color]:
-    """In which pictures show the classes."""
+    """The colours that pictures show the classes in."""
     if data.source == "ade20k":
         return ade20k.COLORS
     # where a trained model is only used, its palette file may be gone; the weights know the colours

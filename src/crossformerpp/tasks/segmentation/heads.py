@@ -55,29 +55,37 @@ class SemanticFPNHead(nn.Module):
 class UPerNetHead(nn.Module):
     """Pooling pyramid and FPN, fused at stride 4; four maps -> (B, channels, H/4, W/4).
 
-    segmentation_models_pytorch's decoder, whose parameters are those of the paper's.
+    segmentation_models_pytorch's decoder, whose parameters are those of the paper's, but for the layer norms on its
+    input.
+
+    Args:
+        in_channels: C2, C3, C4, C5.
+        channels: Width of the decoder.
+        input_norm: Keep these layer norms.
 
     Raises:
         ValueError: segmentation_models_pytorch is not installed.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 512) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 512, input_norm: bool = True) -> None:
         super().__init__()
         try:
             from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
         except ImportError:
             raise ValueError(
-                "UPerNet needs segmentation-models-pytorch: pip install 'crossformerpp[segmentation]'"
+                "UPerNet needs segmentation-models-pytorch: install the extra `segmentation`"
             ) from None
         # its first two channel counts belong to maps of stride 1 and 2, which it leaves unused
         self.decoder = UPerNetDecoder((0, 0, *in_channels), decoder_channels=channels)
+        if not input_norm:
+            self.decoder.feature_norms = nn.ModuleList(nn.Identity() for _ in in_channels)
         self.out_channels = channels
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         if self.training and maps[0].shape[0] == 1 and not _is_synchronised(self):
             raise ValueError(
-                "UPerNet pools a map to a single value, whose batch norm needs two images or more per device "
-                "and accumulated batch; say --set trainer.batch_size=2 or more"
+                "UPerNet pools a map to a single value, so batch norm needs at least two images per device "
+                "and accumulated batch; pass --set trainer.batch_size=2 or more"
             )
         return self.decoder([maps[0], maps[0], *maps])
 

@@ -1,6 +1,6 @@
 """Class probabilities of every pixel of an image of any size, in bounded memory.
 
-An image is looked at in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
+The network sees an image in one or more views: scaled, and perhaps mirrored. A view is cut into windows, or is
 one window itself. The network sees the windows row by row, where they overlap its logits are averaged, and
 what is finished is enlarged to the image's own resolution, turned to probabilities, averaged over the views,
 handed out as a band of pixel rows, and forgotten. So the logits of 150 classes for twelve million pixels
@@ -17,6 +17,7 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 
 from crossformerpp.data.images import scaled_size
+from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.recipes.segmentation import InferenceSection
 
 CELL = 4  # stride of the logits
@@ -72,12 +73,16 @@ class Look:
         """How often the network is called for an image."""
         count = 0
         for scale in self.section.scales:
-            cells = [
-                _num_cells(length) for length in scaled_size((height, width), self.section.short_side, scale)
-            ]
+            cells = [_num_cells(length) for length in self._size_seen(height, width, scale)]
             tops, lefts = (self._starts(number) for number in cells)
             count += len(tops) * len(lefts) * (2 if self.section.flip else 1)
         return count
+
+    def _size_seen(self, height: int, width: int, scale: float) -> list[int]:
+        """Height and width to which an image is resized."""
+        multiple = self.section.multiple_of
+        size = scaled_size((height, width), self.section.short_side, scale)
+        return [-(-length // multiple) * multiple for length in size]
 
     def _starts(self, num_cells: int) -> list[int]:
         """First cells of the windows along a side; the last window ends where the side does."""
@@ -91,16 +96,23 @@ class Look:
 
 
 class _View:
-    """One view's logits, computed as they are asked for, from top to bottom."""
+    """One view's logits, computed on demand, from top to bottom."""
 
     def __init__(
         self, look: Look, image: Tensor, scale: float, mirrored: bool, advance: Callable[[], None]
     ) -> None:
         self.look, self.mirrored, self.advance = look, mirrored, advance
-        self.size = scaled_size(image.shape[-2:], look.section.short_side, scale)
+        self.size = look._size_seen(image.shape[-2], image.shape[-1], scale)
         self.height, self.width = (_num_cells(length) for length in self.size)  # in cells
-        if self.size != list(image.shape[-2:]):
-            image = TF.resize(image, self.size, antialias=True)
+        self.in_two_steps = look.section.rules == "mmsegmentation"
+        steps = [self.size]
+        if self.in_two_steps:  # the image keeps its shape, then it is stretched to the multiples
+            steps.insert(0, scaled_size(image.shape[-2:], look.section.short_side, scale))
+        for size in steps:
+            if self.in_two_steps:
+                image = resize_bytes(image, size)
+            elif size != list(image.shape[-2:]):
+                image = TF.resize(image, size, antialias=True)
         image = _pad(image, self.height * CELL, self.width * CELL)
         self.image = image.flip(-1) if mirrored else image
         self.tops, self.lefts = look._starts(self.height), look._starts(self.width)
@@ -111,19 +123,34 @@ class _View:
 
     def probabilities(self, top: int, bottom: int, height: int, width: int) -> Tensor:
         """K × rows × W for the rows `top` to `bottom` of the image of `height` × `width`."""
-        device = self.image.device
-        # centres of the image's pixels, in cells of the view whose first has its centre at 0
-        y = (torch.arange(top, bottom, device=device) + 0.5) * (self.size[0] / height / CELL) - 0.5
-        x = (torch.arange(width, device=device) + 0.5) * (self.size[1] / width / CELL) - 0.5
-        y, x = y.clamp(0, self.height - 1), x.clamp(0, self.width - 1)
+        # centres of the image's pixels, in pixels of the view
+        y = self._centres(range(top, bottom), self.size[0] / height)
+        x = self._centres(range(width), self.size[1] / width)
+        if self.in_two_steps:
+            y, x = y.clamp(0, self.size[0] - 1), x.clamp(0, self.size[1] - 1)
         if self.mirrored:
-            x = self.width - 1 - x
+            x = self.width * CELL - 1 - x
+        if not self.in_two_steps:
+            y, x = ((at + 0.5) / CELL - 0.5 for at in (y, x))
+            return self._logits_at(y, x).softmax(dim=0)
+        rows, columns = range(int(y[0]), min(int(y[-1]) + 2, self.size[0])), range(self.width * CELL)
+        seen = self._logits_at(self._centres(rows, 1 / CELL), self._centres(columns, 1 / CELL))
+        return _interpolate(_interpolate(seen, x, dim=2), y - rows.start, dim=1).softmax(dim=0)
+
+    def _centres(self, pixels: range, scale: float) -> Tensor:
+        """Centres of pixels on a grid whose own are 1 / `scale` times as large and have the first centre at 0."""
+        at = torch.arange(pixels.start, pixels.stop, device=self.image.device)
+        return (at + 0.5) * scale - 0.5
+
+    def _logits_at(self, y: Tensor, x: Tensor) -> Tensor:
+        """Logits at rows `y` and columns `x` of cells, K × rows × columns."""
+        y, x = y.clamp(0, self.height - 1), x.clamp(0, self.width - 1)
         start, stop = int(y[0]), min(int(y[-1]) + 2, self.height)
         logits = _interpolate(self._rows(start, stop), x, dim=2)
-        return _interpolate(logits, y - start, dim=1).softmax(dim=0)
+        return _interpolate(logits, y - start, dim=1)
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        """Mean logits of rows of cells, K × rows × width; rows before `start` are never asked for again."""
+        """Mean logits of rows of cells, K × rows × width; rows before `start` are not requested again."""
         while self._finished() < stop:
             self._compute_windows(start)
         part = slice(start - self.first, stop - self.first)

@@ -41,7 +41,7 @@ class Segmenter(nn.Module):
         if head.name == "semantic_fpn":
             self.decoder = SemanticFPNHead(channels, head.pyramid_channels, head.channels or 128)
         else:
-            self.decoder = UPerNetHead(channels, head.channels or 512)
+            self.decoder = UPerNetHead(channels, head.channels or 512, head.input_norm)
         self.classifier = classifier(self.decoder.out_channels, num_classes, head.dropout)
         weight = head.auxiliary_weight
         self.auxiliary_weight = (0.4 if head.name == "upernet" else 0.0) if weight is None else weight

@@ -40,6 +40,9 @@ class SegmentationModule(TaskModule):
             "loss_auxiliary": aside,
         }
 
+    def look(self, batch: tuple[Tensor, Tensor]) -> tuple[nn.Module, Tensor]:
+        return self.model.backbone, batch[0]
+
     def evaluate_batch(self, model: nn.Module, batch: list[tuple[Tensor, Tensor, int]]) -> None:
         assert isinstance(self.recipe, SegmentationRecipe)
         data = self.recipe.data

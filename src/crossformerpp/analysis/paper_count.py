@@ -1,0 +1,81 @@
+"""Multiply-accumulates as the paper counts them: the FLOPs columns of Tables II to V.
+
+The paper counts what its implementation executes, groups padded to full size included: matrix products of padded tokens
+where a module works on groups, both products of attention with padded queries and keys, the CELs' convolutions, the
+DPB's layers for every offset of a group. Norms, biases, softmax and activations are left out. Our own count
+(`complexity.count_complexity`) has real tokens only, as our models compute nothing else; where nothing is padded the
+two are equal.
+
+Legend: C channels, H W map, G group side, I interval, h heads, p width of the DPB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from crossformerpp.layers.cooling import is_cooled
+from crossformerpp.layers.embedding import allocate_dims
+from crossformerpp.layers.group_size import expand_per_block, policy_sizes
+from crossformerpp.models import VARIANTS
+
+_KERNELS = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4))
+_UNCOUNTED = ("attention", "position")  # options that put other layers in the place of the paper's
+
+
+def is_paper_countable(model: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether a model is a CrossFormer with LSDA and DPB, which is what `count_as_the_paper` knows."""
+    return model in VARIANTS and not any(name in options for name in _UNCOUNTED)
+
+
+def count_as_the_paper(model: str, options: Mapping[str, Any], height: int, width: int) -> int:
+    """Multiply-accumulates of a backbone without its head, for one image, by the paper's counting.
+
+    Args:
+        model: A key of `VARIANTS`.
+        options: Overrides of its arguments.
+        height, width: Of the image.
+    """
+    arguments = {**VARIANTS[model], **options}
+    depths = arguments["depths"]
+    sizes = expand_per_block(policy_sizes(arguments["group_sizes"], depths), depths, "group size")
+    gaps = expand_per_block(arguments["intervals"], depths, "interval", words=("adaptive",))
+    lda = arguments["lda"]
+    words = [lda] * len(depths) if isinstance(lda, str) else lda
+    total, dim_in = 0, 3
+    for stage, depth in enumerate(depths):
+        dim, stride = arguments["embed_dim"] * 2**stage, 4 * 2**stage
+        H, W = -(-height // stride), -(-width // stride)
+        kernels = arguments.get("kernel_sizes", _KERNELS)[stage]
+        outputs = allocate_dims(dim, len(kernels), arguments.get("allocation", "halving"))
+        total += sum(k * k * dim_in * out * H * W for k, out in zip(kernels, outputs, strict=True))
+        for block in range(depth):
+            G, interval = sizes[stage][block], gaps[stage][block]
+            grouped = _group(H, W, G, interval, words[stage] if block % 2 else "short")
+            total += _block(dim, H, W, *grouped)
+            if is_cooled(block, depth, arguments["cooling"]):
+                total += 9 * dim * H * W
+        dim_in = dim
+    return total
+
+
+def _group(H: int, W: int, G: int, interval: int | str, kind: str) -> tuple[int, int, int]:
+    """Padded tokens of a map, height and width of its groups."""
+    if min(H, W) <= G:  # one group: the whole map
+        return H * W, H, W
+    if kind == "spanning":
+        assert isinstance(interval, int)
+        h, w = -(-H // interval), -(-W // interval)
+        return h * w * interval**2, h, w
+    if interval == "adaptive":
+        interval = -(-max(H, W) // G)
+    side = G if kind == "short" else G * int(interval)
+    return -(-H // side) * -(-W // side) * side**2, G, G
+
+
+def _block(dim: int, H: int, W: int, padded: int, group_height: int, group_width: int) -> int:
+    """SDA or LDA (qkv, both products, projection), the MLP, and the DPB."""
+    heads, p = dim // 32, dim // 16
+    attention = 4 * padded * dim**2 + 2 * padded * group_height * group_width * dim
+    bias = (2 * group_height - 1) * (2 * group_width - 1) * (2 * p + 2 * p**2 + p * heads)
+    return attention + 8 * H * W * dim**2 + bias
