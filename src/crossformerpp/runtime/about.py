@@ -44,6 +44,7 @@ class Segmentation(About):
 
 class Detection(About):
     task: Literal["detection"]
+    rules: Literal["torchvision", "mmdetection"] = "torchvision"
     anchors: Annotated[list[list[tuple[float, float, float, float]]], Field(min_length=5, max_length=5)]
     nms_iou: Annotated[float, Field(gt=0, le=1)]
     max_detections: PositiveInt

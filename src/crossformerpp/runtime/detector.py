@@ -34,7 +34,7 @@ class OnnxDetector:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.min_score = min_score
-        self.is_exact = network.about.get("rules") == "mmdetection"
+        self.is_exact = network.about["rules"] == "mmdetection"
 
     def __call__(self, image: Image.Image) -> ObjectPrediction:
         view = self.network.about["view"]
