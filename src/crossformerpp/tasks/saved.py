@@ -1,4 +1,4 @@
-"""Open what training left behind: a run directory or a checkpoint. Nothing here imports the trainer."""
+"""Open the results of training: a run directory or a checkpoint. Nothing here imports the trainer."""
 
 import json
 import pickle
