@@ -34,7 +34,7 @@ def _is_figure(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Shown:
-    """An image with what was predicted.
+    """An image with its predictions.
 
     Attributes:
         truth: The true class where the prediction is wrong, otherwise None.
