@@ -46,10 +46,10 @@ class PaddedGrouping:
         (gh, gw), I, (_, columns) = self.region, self.interval, self.num_regions  # noqa: E741
         B, S, N = rows.shape[0], self._num_groups, gh * gw
         places = torch.arange(S * N, device=rows.device)
-        group, member = places // N, places % N
+        group, member = places // N, _modulo(places, N)
         region = group // (I * I)
         y = (region // columns * gh + member // gw) * I + group // I % I
-        x = (region % columns * gw + member % gw) * I + group % I
+        x = (_modulo(region, columns) * gw + _modulo(member, gw)) * I + group % I
         is_real = (y < self.height) & (x < self.width)
         tokens = rows.index_select(1, torch.where(is_real, y * self.width + x, 0))
         mask = is_real.view(S, 1, 1, N).repeat(B, 1, 1, 1)
@@ -60,10 +60,10 @@ class PaddedGrouping:
         (tokens,) = groups
         (gh, gw), I, (_, columns) = self.region, self.interval, self.num_regions  # noqa: E741
         positions = torch.arange(self.height * self.width, device=tokens.device)
-        y, x = positions // self.width, positions % self.width
+        y, x = positions // self.width, _modulo(positions, self.width)
         region = y // (gh * I) * columns + x // (gw * I)
         group = (region * I + y % I) * I + x % I
-        places = (group * gh + y % (gh * I) // I) * gw + x % (gw * I) // I
+        places = (group * gh + _modulo(y, gh * I) // I) * gw + _modulo(x, gw * I) // I
         S, (_, N, C) = self._num_groups, tokens.shape
         return tokens.reshape(tokens.shape[0] // S, S * N, C).index_select(1, places)
 
@@ -75,3 +75,8 @@ class PaddedGrouping:
     def _num_groups(self) -> int:
         rows, columns = self.num_regions
         return rows * columns * self.interval * self.interval
+
+
+def _modulo(numbers: Tensor, divisor: int) -> Tensor:
+    """numbers % divisor, also where the divisor is a symbol: of these ONNX's exporter knows no remainder."""
+    return numbers - numbers // divisor * divisor
