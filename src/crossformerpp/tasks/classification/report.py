@@ -179,7 +179,7 @@ def _shown(run: _FinishedRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
     for row in answers:
         if row["sample"] not in numbers:
             raise ValueError(
-                f"{run.path / 'predictions.csv'}: tells of {row['sample']}, which the data no longer has; {_REPAIR}"
+                f"{run.path / 'predictions.csv'}: lists {row['sample']}, which is no longer in the data; {_REPAIR}"
             )
         image = run.source.open(numbers[row["sample"]])
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
