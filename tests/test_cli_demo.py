@@ -67,7 +67,7 @@ def test_the_page_tells_what_the_run_found(run: Path, page: Path) -> None:
     text = page.read_text()
     assert f"{facts.num_mistakes} mistakes in 450" in text
     assert text.count('<li class="wrong">') == min(facts.num_mistakes, report.NUM_MISTAKES)
-    assert "<h2>Who attends to whom</h2>" in text
+    assert "<h2>Attention groups</h2>" in text
 
 
 def test_the_page_needs_nothing_from_outside(page: Path) -> None:

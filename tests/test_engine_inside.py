@@ -10,6 +10,7 @@ from crossformerpp import engine
 from crossformerpp.analysis.amplitude import block_amplitudes
 from crossformerpp.analysis.attention_maps import block_attentions
 from crossformerpp.analysis.inside import look_inside
+from crossformerpp.engine.changes import changes
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks import find_task
@@ -109,6 +110,10 @@ def test_a_resumed_run_forgets_later_rows(runs, tmp_path):
     engine.train(tiny_recipe("trainer.inside_every=1"), tmp_path / "run")
     engine.resume(tmp_path / "run", ["trainer.steps=5"])
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5]
+
+
+def test_the_log_may_be_switched_on_when_a_run_is_resumed():
+    assert changes(tiny_recipe(), tiny_recipe("trainer.inside_every=2")) == ["trainer.inside_every: None → 2"]
 
 
 @pytest.mark.parametrize("change", ["model.compile=true", "trainer.strategy=fsdp"])

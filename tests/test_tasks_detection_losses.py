@@ -41,6 +41,40 @@ def test_l1_losses_are_torchvisions_with_another_distance(rules, monkeypatch):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
 
 
+def test_retinanets_losses_are_divided_by_the_positive_anchors_of_the_batch():
+    """By formula: focal loss (γ 2, α 0.25) and L1 of all images in one sum, over the positives, at least 1 an image."""
+    torch.manual_seed(0)
+    head = build("retinanet", rules="mmdetection").head
+    A, K = 50, 3
+    outputs = {"cls_logits": torch.randn(3, A, K), "bbox_regression": torch.randn(3, A, 4)}
+    anchors = [torch.tensor([[0.0, 0, 10, 10]]).repeat(A, 1) + torch.arange(A)[:, None]] * 3
+    boxes = torch.tensor([[1.0, 1, 12, 9], [5, 5, 30, 30]])
+    targets = [{"boxes": boxes, "labels": torch.tensor([0, 2])}] * 2 + [
+        {"boxes": boxes[:0], "labels": torch.zeros(0, dtype=torch.long)}
+    ]
+    matched = [torch.full((A,), -1) for _ in range(3)]  # the background
+    matched[0][:7], matched[0][7:9], matched[1][:2] = 0, -2, 1  # -2: neither
+    found = head.compute_loss(targets, outputs, anchors, matched)
+    focal = box = 0.0
+    for image, (target, own) in enumerate(zip(targets, matched, strict=True)):
+        truth = torch.zeros(A, K)
+        for anchor in (own >= 0).nonzero()[:, 0].tolist():
+            truth[anchor, target["labels"][own[anchor]]] = 1
+            (left, top, right, bottom), thing = anchors[image][anchor].tolist(), target["boxes"][own[anchor]]
+            w, h = right - left, bottom - top
+            x, y = (
+                (thing[0] + thing[2]) / 2 - (left + right) / 2,
+                (thing[1] + thing[3]) / 2 - (top + bottom) / 2,
+            )
+            wanted = [x / w, y / h, ((thing[2] - thing[0]) / w).log(), ((thing[3] - thing[1]) / h).log()]
+            box += (outputs["bbox_regression"][image, anchor] - torch.stack(wanted)).abs().sum()
+        p = outputs["cls_logits"][image].sigmoid()
+        loss = -0.25 * truth * (1 - p) ** 2 * p.log() - 0.75 * (1 - truth) * p**2 * (1 - p).log()
+        focal += loss[own != -2].sum()
+    torch.testing.assert_close(found["classification"], focal / (7 + 2 + 1))
+    torch.testing.assert_close(found["bbox_regression"], box / (7 + 2 + 1))
+
+
 @pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
 def test_the_papers_settings_train(detector):
     """All of the coco/* recipes' settings at once: every parameter gets a finite gradient."""

@@ -7,6 +7,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 
+from crossformerpp.engine.changes import changes
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model
@@ -107,3 +108,24 @@ def test_the_rate_grows_with_the_batch_if_the_recipe_says_for_which_it_is() -> N
     scaled = build_optimizer(model, tiny_recipe("optim.lr=1e-3", "optim.lr_batch_size=1024"))
     assert plain.param_groups[0]["lr"] == 1e-3
     assert scaled.param_groups[0]["lr"] == pytest.approx(1e-3 * 64 / 1024)
+
+
+def test_what_is_decayed_cannot_change_when_a_run_is_resumed() -> None:
+    """The optimiser's state belongs to its groups."""
+    with pytest.raises(ValueError, match=r"optim\.undecayed: vectors → nothing"):
+        changes(tiny_recipe(), tiny_recipe("optim.undecayed=nothing"))
+    with pytest.raises(ValueError, match="layer_decay goes with undecayed=vectors only"):
+        tiny_recipe("optim.undecayed=norms", "optim.layer_decay=0.8")
+
+
+def test_norms_are_spared_by_name_in_any_network() -> None:
+    """A backbone's norms but those of cooling layers; in a detector or segmenter nothing of the head."""
+    recipe = tiny_recipe("optim.undecayed=norms", "model.options.cooling=1")
+    model = create_model(recipe.model, num_classes=10)
+    spared, decayed = build_optimizer(model, recipe).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (spared["weight_decay"], decayed["weight_decay"]) == (0.0, 0.05)
+    kinds = {names[id(parameter)].split(".")[-2] for parameter in spared["params"]}
+    assert kinds == {"norm", "norm1", "norm2"}
+    assert any(".cooling.norm." in names[id(parameter)] for parameter in decayed["params"])
+    assert any(".position_bias.layers.0.0." in names[id(parameter)] for parameter in decayed["params"])

@@ -42,7 +42,12 @@ CONFIG = """model = dict(
         crs_interval=[
             4, 3, 2, 1
         ],
-        drop_path_rate=0.3))
+        drop_path_rate=0.3),
+    decode_head=dict(type='FPNHead', align_corners=False),
+    test_cfg=dict(mode='slide', crop_size=(512, 512)))
+test_pipeline = [
+    dict(type='MultiScaleFlipAug', img_scale=(2048,
+    512), transforms=[dict(type='AlignedResize', keep_ratio=True, size_divisor=32)])]
 """
 
 
@@ -269,6 +274,8 @@ def test_groups_and_classes_come_from_the_file_if_it_tells(tmp_path):
     report = convert_dense(source, tmp_path / "x.safetensors", "segmentation")
     assert report.groups == {"group_sizes": [5, 6, 7, 8], "intervals": [4, 3, 2, 1], "lda": "spanning"}
     assert report.groups_from == "the file's own configuration"
+    (note,) = report.notes
+    assert note == "the file's configuration has mode='slide', the converted model 'whole'"
     assert report.dropped == ("module.backbone.layers.0.blocks.0.attn.relative_position_index",)
     saved = open_saved(tmp_path / "x.safetensors")
     assert saved.class_names == names

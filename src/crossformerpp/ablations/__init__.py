@@ -1,1 +1,1 @@
-"""What the paper compares its parts with: other attentions, position representations and cooling layers."""
+"""The alternatives that the paper compares its layers with: attentions, position representations, cooling layers."""

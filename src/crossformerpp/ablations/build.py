@@ -1,4 +1,4 @@
-"""What a block is made of: the paper's layers, or those that its tables compare them with."""
+"""Build the parts of a block: the paper's layers, or those that its tables compare them with."""
 
 from __future__ import annotations
 

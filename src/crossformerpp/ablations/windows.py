@@ -21,7 +21,7 @@ from crossformerpp.layers.linear import Linear
 
 
 class MapAttention(nn.Module):
-    """What these self-attentions share: (B, H, W, C) -> (B, H, W, C).
+    """Base of these self-attentions: (B, H, W, C) -> (B, H, W, C).
 
     Args:
         position_bias: Maps sides to the bias of every offset, see layers/position.py; None for no bias.

@@ -36,7 +36,7 @@ class BlockAmplitude:
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
-    """The blocks of a model in order: what lies in containers called `blocks`, as timm calls them, or where there are
+    """The blocks of a model in order: the members of containers called `blocks`, as timm names them, or where there are
     none in the modules that it takes features from (a ResNet's layer1, …).
 
     Raises:

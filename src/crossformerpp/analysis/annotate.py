@@ -1,4 +1,4 @@
-"""Draw what was found onto an image, at the image's own resolution, with Pillow alone."""
+"""Draw predictions onto an image, at the image's own resolution, with Pillow alone."""
 
 from collections.abc import Sequence
 
@@ -44,7 +44,7 @@ def image_grid(
     columns: int = 8,
     side: int = 150,
 ) -> Image.Image:
-    """Small versions of images with what was predicted above them; mistakes in red, with the true class.
+    """Thumbnails of images with their predictions above them; mistakes in red, with the true class.
 
     Args:
         truths: None where the prediction is right, otherwise the true class.

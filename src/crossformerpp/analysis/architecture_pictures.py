@@ -1,4 +1,4 @@
-"""Figures 1, 3 and 6 of the paper, drawn from the modules of a model: whatever they show is read there."""
+"""Figures 1, 3 and 6 of the paper, drawn from the modules of a model: everything they show is read from there."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Setting:
-    """What is timed: a forward pass, or a whole training step (forward, backward, AdamW) with `training`."""
+    """The work that is timed: a forward pass, or with `training` a whole step (forward, backward, AdamW)."""
 
     batch_size: int
     height: int
@@ -138,7 +138,7 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
 
 
 def timed_call(model: nn.Module, setting: Setting) -> Callable[[], Any]:
-    """What is timed under a setting, on random images; the model is moved to its device."""
+    """The call that is timed under a setting, on random images; moves the model to the setting's device."""
     dtype = DTYPES[setting.dtype]
     x = torch.randn(setting.batch_size, 3, setting.height, setting.width, device=setting.device)
     model = model.to(setting.device)

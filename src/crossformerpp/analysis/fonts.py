@@ -30,7 +30,7 @@ def font_for(texts: Iterable[str], size: float) -> Font:
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
-    """For matplotlib: its own font, then one that has what it lacks."""
+    """For matplotlib: its own font, then one that has the missing characters."""
     own = ["DejaVu Sans"]
     path = _file_with(_beyond_latin(texts))
     if path is None:

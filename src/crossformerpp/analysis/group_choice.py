@@ -81,7 +81,7 @@ def choose_group_sizes(
 
 @dataclass(frozen=True)
 class GroupChoice:
-    """What was chosen for a block, and why.
+    """The choice for a block and its reason.
 
     Attributes:
         size: The group size; `before` is the model's own.

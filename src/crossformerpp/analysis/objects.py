@@ -75,7 +75,7 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject]) -> Image.Im
 def drawn_objects(
     found: Sequence[dict[str, Any]], class_names: Sequence[str], least: float = 0.5
 ) -> list[DrawnObject]:
-    """What to draw of an image's detections: those of a score of at least `least`, worst first.
+    """The detections of an image to draw: those with a score of at least `least`, lowest first.
 
     True objects, which have no score, are all drawn.
     """

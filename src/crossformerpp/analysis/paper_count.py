@@ -24,7 +24,7 @@ _UNCOUNTED = ("attention", "position")  # options that put other layers in the p
 
 
 def is_paper_countable(model: str | None, options: Mapping[str, Any]) -> bool:
-    """Whether a model is a CrossFormer with LSDA and DPB, which is what `count_as_the_paper` knows."""
+    """Whether a model is a CrossFormer with LSDA and DPB, the only kind that `count_as_the_paper` covers."""
     return model in VARIANTS and not any(name in options for name in _UNCOUNTED)
 
 

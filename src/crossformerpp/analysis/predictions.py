@@ -1,4 +1,4 @@
-"""What was found in one image: rows of a table, plain data, pictures. NumPy and Pillow alone."""
+"""Predictions for one image: rows of a table, plain data, pictures. Needs only NumPy and Pillow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class ObjectPrediction:
 
 @dataclass(frozen=True)
 class MaskPrediction:
-    """What was found in an image of H × W pixels.
+    """The segmentation of an image of H × W pixels.
 
     Attributes:
         labels: H × W of int16.

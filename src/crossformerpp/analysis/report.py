@@ -1,4 +1,4 @@
-"""One HTML page that tells a run: pictures inside, no script, nothing fetched, light and dark."""
+"""One HTML page that tells a run: pictures included, no script, no network access, light and dark."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def _is_figure(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Shown:
-    """An image with what was predicted.
+    """An image with its predictions.
 
     Attributes:
         truth: The true class where the prediction is wrong, otherwise None.
@@ -69,7 +69,7 @@ class DrawnFigure:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page tells.
+    """The contents of the page.
 
     Attributes:
         headline: (figure, what it is) of the tiles on top.
@@ -100,7 +100,7 @@ class Report:
 
 
 def to_html(report: Report) -> str:
-    """The page: one file that needs no other."""
+    """The page, a single self-contained file."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -132,7 +132,7 @@ def image_uri(image: Image.Image) -> str:
 
 
 def in_both_colours(figure: DrawnFigure) -> Markup:
-    """The figure in light and in dark colours, of which the browser shows the one that suits."""
+    """The figure in light and in dark colours; the browser shows the matching one."""
     light, dark = (_uri("image/svg+xml", _svg(figure.draw, ink)) for ink in (_INK["light"], _INK["dark"]))
     return Markup(
         '<picture><source srcset="{}" media="(prefers-color-scheme: dark)"><img src="{}" alt="{}"></picture>'

@@ -1,4 +1,4 @@
-"""The paper's tables: its rows, what our models count and how fast they are here, side by side."""
+"""The paper's tables: its figures beside the counts and the speed of our models."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TableRow:
 
 
 def table_title(table: str) -> str:
-    """What a table of `TABLES` is about."""
+    """The title of a table of `TABLES`."""
     return read_tables()[table]["title"]
 
 

@@ -87,7 +87,7 @@ def time_in_turn(
 
 
 def peak_extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:
-    """Bytes that the allocator held at the worst moment of one call beyond what it held before."""
+    """The most bytes that the allocator held during one call, beyond those it held before."""
     if device.startswith("cuda"):
         _wait(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -94,3 +94,5 @@ def _convert_dense(
         f"{report.destination}: {report.head} on {report.model}, {report.num_tensors} tensors, "
         f"{len(report.class_names)} classes; {groups} (by {report.groups_from})"
     )
+    for note in report.notes:
+        say(f"note: {note}")

@@ -20,6 +20,7 @@ FIXED = (
     "ema",
     "optim.name",
     "optim.layer_decay",
+    "optim.undecayed",
     "trainer.batch_size",
     "trainer.seed",
 )

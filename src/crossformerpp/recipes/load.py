@@ -181,7 +181,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _unfolded(value: Any, known: dict[int, int]) -> int:
-    """How many values there are with every alias written out; each is looked at once."""
+    """The number of values with every alias expanded; each is visited once."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:

@@ -21,7 +21,7 @@ from pydantic import (
 
 
 def _plain(value: Any) -> Any:
-    """Refuse what a page could not hold, so that a recipe reads back as it was written."""
+    """Refuse values that a page cannot hold, so that a recipe reads back as it was written."""
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise ValueError("keys must be text")
@@ -170,7 +170,7 @@ class TrainerSection(Section):
 
 
 class BaseRecipe(Section):
-    """What all tasks share. A task narrows `task`, adds `data` and whatever it needs (see `engine`)."""
+    """The sections common to all tasks. A task narrows `task` and adds `data` and its own sections (see `engine`)."""
 
     task: str
     model: ModelSection

@@ -1,4 +1,4 @@
-"""The kinds of learning; `engine`, `predict` and the command line know them only through `Task`.
+"""The tasks. `engine`, `predict` and the command line use them only through `Task`.
 
 Nothing here imports the trainer, so that `predict` works without it.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """One kind of learning, as the engine sees it."""
+    """One kind of learning: classification, detection or segmentation."""
 
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         """Open one split.

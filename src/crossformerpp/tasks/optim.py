@@ -31,7 +31,7 @@ class Plan:
 
 
 def build_optimizer(model: nn.Module, recipe: BaseRecipe) -> Optimizer:
-    """The recipe's optimiser, with the parameter groups that `optim.undecayed` asks for.
+    """The recipe's optimiser, with parameter groups as `optim.undecayed` requires.
 
     Raises:
         ValueError: timm knows no such optimiser, or it takes no such option.
@@ -53,7 +53,7 @@ def build_optimizer(model: nn.Module, recipe: BaseRecipe) -> Optimizer:
 
 
 def batch_factor(recipe: BaseRecipe) -> float:
-    """What the recipe's rates are multiplied by for its batch size."""
+    """The factor by which the batch size scales the recipe's rates."""
     reference = recipe.optim.lr_batch_size
     return 1.0 if reference is None else recipe.trainer.batch_size / reference
 

@@ -1,4 +1,4 @@
-"""What a task hands to `engine`, `predict` and the command line. Nothing here imports the trainer."""
+"""The results that a task returns to `engine`, `predict` and the command line. Nothing here imports the trainer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class Evaluation(Protocol):
 
 
 class Prediction(Protocol):
-    """What was found in one image."""
+    """The result for one image."""
 
     def rows(self) -> list[tuple[str, ...]]:
         """Rows of the printed table, under the predictor's `columns`."""

@@ -1,4 +1,4 @@
-"""A backbone as dense tasks use it: any timm model as a pyramid of maps, started from a classifier's weights.
+"""The backbone of dense tasks: any timm model as a pyramid of maps, started from a classifier's weights.
 
 Legend: B batch, C channels, H W image.
 """

@@ -39,6 +39,37 @@ from crossformerpp.tasks.released_names import (
 _G7 = {"group_sizes": [7, 7, 7, 7], "intervals": [8, 4, 2, 1]}
 _G14 = {"group_sizes": [14, 14, 7, 7], "intervals": [16, 8, 2, 1]}
 
+# What the conversion assumes of the configuration inside a file: setting -> its values as MMCV prints them.
+_ASSUMED: dict[Task, dict[str, tuple[str, ...]]] = {
+    "detection": {
+        "img_scale": ("(1333,800)",),
+        "keep_ratio": ("True",),
+        "mask_thr_binary": ("0.5",),
+        "mean": ("[123.675,116.28,103.53]",),
+        "octave_base_scale": ("4",),
+        "ratios": ("[0.5,1.0,2.0]",),
+        "reg_class_agnostic": ("False",),
+        "relu_before_extra_convs": ("False",),
+        "sampling_ratio": ("0",),
+        "scales_per_octave": ("3",),
+        "score_thr": ("0.05",),
+        "size_divisor": ("32",),
+        "std": ("[58.395,57.12,57.375]",),
+        "to_rgb": ("True",),
+    },
+    "segmentation": {
+        "align_corners": ("False",),
+        "img_scale": ("(2048,512)",),
+        "keep_ratio": ("True",),
+        "mean": ("[123.675,116.28,103.53]",),
+        "mode": ("'whole'",),
+        "pool_scales": ("(1,2,3,6)", "[1,2,3,6]"),
+        "size_divisor": ("32",),
+        "std": ("[58.395,57.12,57.375]",),
+        "to_rgb": ("True",),
+    },
+}
+
 
 @dataclass(frozen=True)
 class DenseReport:
@@ -50,6 +81,7 @@ class DenseReport:
         groups: `group_sizes`, `intervals` and `lda` as the file records them.
         groups_from: Where they come from.
         dropped: Keys of the source that were left out: tables that follow from the group size.
+        notes: Settings in the file's configuration that the conversion does not follow.
     """
 
     model: str
@@ -61,6 +93,7 @@ class DenseReport:
     groups: dict[str, Any]
     groups_from: str
     dropped: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -129,6 +162,7 @@ def convert_dense(
         groups=groups,
         groups_from=groups_from,
         dropped=dropped,
+        notes=_notes(meta, task),
     )
 
 
@@ -177,6 +211,20 @@ def _groups(
     if options:
         groups, source = groups | dict(options), f"{source} and the command line"
     return groups, source
+
+
+def _notes(meta: Mapping[str, Any], task: Task) -> tuple[str, ...]:
+    """Where the configuration inside a file differs from what the conversion assumes."""
+    text = meta.get("config")
+    notes = []
+    for name, assumed in _ASSUMED[task].items():
+        found = re.findall(
+            rf"\b{name}\s*=\s*(\([^)]*\)|\[[^]]*\]|[^,\s)]+)", text if isinstance(text, str) else ""
+        )
+        for value in dict.fromkeys("".join(value.split()) for value in found):
+            if value not in assumed:
+                notes.append(f"the file's configuration has {name}={value}, the converted model {assumed[0]}")
+    return tuple(notes)
 
 
 def _recipe(model: str, head: str, groups: dict[str, Any], class_names: list[str]) -> BaseRecipe:

@@ -157,7 +157,7 @@ def _background_first(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def num_classes(state: Mapping[str, Tensor], head: str, source: Path) -> int:
-    """How many classes a head knows, the background not counted.
+    """The number of classes of a head, without the background.
 
     Raises:
         ValueError: The layer that knows it is not there.

@@ -1,4 +1,4 @@
-"""Open what training left behind: a run directory or a checkpoint. Nothing here imports the trainer."""
+"""Open the results of training: a run directory or a checkpoint. Nothing here imports the trainer."""
 
 import json
 import pickle
@@ -130,7 +130,7 @@ def open_saved(path: Path) -> SavedRun:
         about = _About.model_validate(state[KEY], strict=True)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:4])
-        raise ValueError(f"{file}: damaged, what it says of itself cannot be used ({problems})") from None
+        raise ValueError(f"{file}: damaged, its description of the run is invalid ({problems})") from None
     recipe = parse_recipe(parse_page(about.recipe, f"in {file}"), f"in {file}")
     prefix = "model." if recipe.ema is None else "ema.module."
     tensors = state.get("state_dict")

@@ -1,4 +1,4 @@
-"""What an evaluation of a classifier found: metrics, a table of every prediction, pictures."""
+"""The results of evaluating a classifier: metrics, a table of all predictions, pictures."""
 
 import csv
 from dataclasses import dataclass

@@ -109,7 +109,7 @@ class ClassificationModule(TaskModule):
 
 
 class Predictions(Metric):
-    """Collects what was predicted; `compute` gathers it from all processes, however many samples each had."""
+    """Collects predictions; `compute` gathers them from all processes, however many samples each had."""
 
     full_state_update = False
     numbers: list[Tensor]

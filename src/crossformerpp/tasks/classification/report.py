@@ -1,4 +1,4 @@
-"""What a classifier's run has to tell, gathered from its files, its data and a few seconds of its model's time."""
+"""The facts that a classifier's report shows, from the run's files, its data and a short timing of its model."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ class _FinishedRun:
 
     @property
     def logged(self) -> list[dict[str, float]]:
-        """Rows of the curve that tell the speed of training; none in a very short run."""
+        """Rows of the curve that record the speed of training; none in a very short run."""
         return [row for row in self.curve if "samples_per_second" in row]
 
     @property
@@ -71,7 +71,7 @@ def _open(run: Path) -> _FinishedRun:
     saved = open_saved(run)
     recipe = saved.recipe
     if not isinstance(recipe, ClassificationRecipe):
-        raise ValueError(f"{run}: a run of {recipe.task}; reports are written of classification")
+        raise ValueError(f"{run}: a run of {recipe.task}; reports exist for classification only")
     if not (run / "metrics.json").is_file():
         raise ValueError(f"{run}: no metrics.json in it; finish it: crossformer train --resume {run}")
     return _FinishedRun(
@@ -128,10 +128,10 @@ def describe_run(path: Path, seconds: float = 2.0) -> Report:
     wrong, right = _chosen(run.answers)
     data = run.recipe.data.root or f"the built-in {run.recipe.data.source}"
     return Report(
-        title=f"{run.metrics['top1']:.1%} of {run.metrics['samples']:,} images right",
+        title=f"{run.metrics['top1']:.1%} of {run.metrics['samples']:,} images correct",
         subtitle=(
-            f"{run.recipe.model.name} learnt {len(run.saved.class_names)} classes from "
-            f"{run.about['train_samples']:,} images of {data}, and was judged on {run.metrics['samples']:,} others."
+            f"{run.recipe.model.name}, trained on {len(run.saved.class_names)} classes with "
+            f"{run.about['train_samples']:,} images of {data} and evaluated on {run.metrics['samples']:,} others."
         ),
         headline=_headline(run, speed),
         num_mistakes=sum(row["correct"] == "0" for row in run.answers),
@@ -144,7 +144,7 @@ def describe_run(path: Path, seconds: float = 2.0) -> Report:
         classes=_worst_classes(run),
         model=_parts_of_model(run),
         speed=speed,
-        machine=f"{platform.platform()}, {os.cpu_count()} cores, of which {run.threads} used; PyTorch "
+        machine=f"{platform.platform()}, {os.cpu_count()} cores, {run.threads} of them used; PyTorch "
         f"{torch.__version__}. Other programs may have been running.",
         next_steps=_next_steps(run),
         about=[(key, _text(run.about[key])) for key in ("command", "started", "platform", "packages")],
@@ -166,7 +166,7 @@ def _headline(run: _FinishedRun, speed: Table) -> list[tuple[str, str]]:
 
 
 def _chosen(answers: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """The surest mistakes, and right answers spread evenly."""
+    """The most confident mistakes, and an even sample of correct predictions."""
     wrong = [row for row in answers if row["correct"] == "0"]
     right = [row for row in answers if row["correct"] == "1"]
     wrong.sort(key=lambda row: float(row["confidence"]), reverse=True)
@@ -179,7 +179,7 @@ def _shown(run: _FinishedRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
     for row in answers:
         if row["sample"] not in numbers:
             raise ValueError(
-                f"{run.path / 'predictions.csv'}: lists {row['sample']}, which is no longer in the data; {_REPAIR}"
+                f"{run.path / 'predictions.csv'}: names {row['sample']}, which is no longer in the data; {_REPAIR}"
             )
         image = run.source.open(numbers[row["sample"]])
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
@@ -189,16 +189,16 @@ def _shown(run: _FinishedRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
 
 def _figures(run: _FinishedRun) -> list[DrawnFigure]:
     curve = DrawnFigure(
-        "How it learnt",
-        "The loss of training is higher than that of validation where augmentation, drop path and smoothed labels "
-        "make training harder than the test.",
+        "Learning curve",
+        "The training loss is higher than the validation loss where augmentation, drop path and label smoothing "
+        "make training harder than evaluation.",
         partial(draw_learning_curve, run.curve, MONITOR),
     )
     return [curve, *_groups(run)]
 
 
 def _groups(run: _FinishedRun) -> list[DrawnFigure]:
-    """Who attends to whom in the first stage, if its map is small enough to be drawn."""
+    """The groups of the first stage, if its map is small enough to draw."""
     model, size = run.predictor.model, run.recipe.data.size
     side = -(-size // 4)
     if not isinstance(model, CrossFormer) or side > _MAX_DRAWN_SIDE:
@@ -209,10 +209,10 @@ def _groups(run: _FinishedRun) -> list[DrawnFigure]:
     image = ImageOps.fit(run.source.open(0), (size, size))
     return [
         DrawnFigure(
-            "Who attends to whom",
-            f"Each 4×4 pixels of an image are a token of the first stage's {side}×{side} map. A token attends to "
-            "those of its own number: its neighbours in short-distance blocks (SDA), tokens at an interval in "
-            "long-distance blocks (LDA), which take turns.",
+            "Attention groups",
+            f"Every 4×4 pixels of an image form a token of the first stage's {side}×{side} map. A token attends to the "
+            "tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an interval in the "
+            "alternating long-distance blocks (LDA).",
             partial(layer_pictures.groups, [(side, side)], [attn.rule for attn in attentions], image),
         )
     ]
@@ -294,7 +294,7 @@ def _count(part: torch.nn.Module) -> str:
 
 
 def _speed(run: _FinishedRun, seconds: float) -> Table:
-    """Measured now (inference), and what was logged (training)."""
+    """Inference speed as measured now, and training speed as logged."""
     model, size = run.predictor.model, run.recipe.data.size
     before = torch.get_num_threads()
     torch.set_num_threads(run.threads)
@@ -321,20 +321,20 @@ def _speed(run: _FinishedRun, seconds: float) -> Table:
 def _next_steps(run: _FinishedRun) -> list[tuple[str, str]]:
     place = shlex.quote(str(run.path))
     steps = [
-        ("Ask the model about images of your own:", f"crossformer predict {place} PHOTOS"),
+        ("Predict your own images:", f"crossformer predict {place} PHOTOS"),
         (
             "Train on a folder of your photographs, one folder per class:",
             "crossformer train folder --data PHOTOS",
         ),
         (
-            "Change any setting of this run, and compare:",
+            "Change any setting of this run and compare:",
             f"crossformer train {place}/recipe.yaml --set model.options.cooling=2 --out runs/other",
         ),
     ]
     if run.recipe.data.source == "digits":
         steps.append(
             (
-                "Find digits in photographs, with this run as the backbone:",
+                "Detect digits in photographs, with this run as the backbone:",
                 f"crossformer train digit_scenes/mask_rcnn --set model.checkpoint={place}",
             )
         )

@@ -43,7 +43,7 @@ class AveragePrecision:
 
 
 def average_precision(records: Sequence[Record], class_names: Sequence[str], kind: Kind) -> AveragePrecision:
-    """Compare what was found with the truth.
+    """Compare detections with the truth.
 
     Raises:
         ValueError: faster-coco-eval is not installed.
@@ -95,7 +95,7 @@ def coco_page(records: Sequence[Record], class_names: Sequence[str]) -> dict[str
 def coco_results(
     records: Sequence[Record], kind: Kind, category_ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """What was found in COCO's results format, with labels or the data's own category ids.
+    """The detections in COCO's results format, with labels or the data's own category ids.
 
     Boxes go without their masks: an evaluation of boxes sorts detections into sizes by the box's area.
     """
@@ -163,7 +163,7 @@ class DetectionEvaluation:
     def of(
         cls, records: list[Record], class_names: list[str], kinds: Sequence[Kind]
     ) -> "DetectionEvaluation":
-        """Judge records, each image once, however often it was seen."""
+        """Evaluate records, each image once, however often it was seen."""
         records = list({record["truth"]["image_id"]: record for record in records}.values())
         metrics: dict[str, float] = {}
         per_class: dict[Kind, list[tuple[float, float]]] = {}
@@ -203,7 +203,7 @@ class DetectionEvaluation:
         return written
 
     def _sheet(self, shown: Sequence[tuple[Image.Image, Record]]) -> Image.Image:
-        """The truth of each image and beside it what was found."""
+        """The truth of each image beside its detections."""
         pictures, headings = [], []
         for image, record in shown:
             true = [thing for thing in record["truth"]["objects"] if not thing["iscrowd"]]

@@ -1,4 +1,7 @@
-"""L1 losses of boxes in both stages of Mask R-CNN, as MMDetection has them; torchvision's are smooth L1 with β = 1/9.
+"""Losses as MMDetection has them.
+
+Mask R-CNN: L1 losses of boxes in both stages, where torchvision has smooth L1 with β = 1/9. RetinaNet: sums over a
+batch divided by the positive anchors of the batch, where torchvision divides image by image and averages.
 
 Legend: A anchors of all images of a batch, R sampled boxes of all images, K classes with the background.
 """
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
@@ -64,6 +68,23 @@ class L1RoIHeads(RoIHeads):
         del self._samples
         losses["loss_box_reg"] = _l1_of_positives(predicted[0], torch.cat(labels), torch.cat(wanted))
         return found, losses
+
+
+class BatchAveragedHead(RetinaNetHead):
+    """torchvision's head; an image's share in the losses of a batch grows with its number of positive anchors."""
+
+    def compute_loss(
+        self, targets: Any, head_outputs: dict[str, Tensor], anchors: Any, matched_idxs: list[Tensor]
+    ) -> dict[str, Tensor]:
+        positives = [max(1, int((matched >= 0).sum())) for matched in matched_idxs]
+        losses: dict[str, Tensor] = {}
+        for image, count in enumerate(positives):
+            outputs = {name: output[image : image + 1] for name, output in head_outputs.items()}
+            one = slice(image, image + 1)
+            alone = super().compute_loss(targets[one], outputs, anchors[one], matched_idxs[one])
+            for name, loss in alone.items():
+                losses[name] = losses.get(name, 0.0) + loss * (count / sum(positives))
+        return losses
 
 
 def _l1_of_positives(deltas: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ anchors                 rounded to whole pixels; from cell to cell  as they are;
 P7 of RetinaNet         from the ReLU of P6                         from P6
 a box's size            at most 1000/16 of its anchor's             also at least 16/1000 of it
 candidates of RetinaNet the best 1,000 (anchor, class) of a level   all classes of its best 1,000 anchors
+RetinaNet's losses      divided by each image's positive anchors    by those of the batch
 boxes without width     dropped                                     kept
 RoIAlign                samples half a pixel off, boxes of at       samples at pixel centres
                         least one cell

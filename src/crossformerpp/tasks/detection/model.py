@@ -30,7 +30,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.tasks.detection import mmdetection
-from crossformerpp.tasks.detection.losses import with_l1_loss
+from crossformerpp.tasks.detection.losses import BatchAveragedHead, with_l1_loss
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import read_weights, trained_recipe
@@ -125,11 +125,12 @@ class RetinaNetDetector(RetinaNet):
         octaves = tuple(
             tuple(int(size * 2 ** (third / 3)) for third in range(3)) for size in section.anchor_sizes
         )
+        head = BatchAveragedHead if section.rules == "mmdetection" else RetinaNetHead
         super().__init__(
             backbone,
             num_classes,
             anchor_generator=AnchorGenerator(octaves, _RATIOS),
-            head=RetinaNetHead(backbone.out_channels, _ANCHORS, num_classes, _norm_layer(section)),
+            head=head(backbone.out_channels, _ANCHORS, num_classes, _norm_layer(section)),
             score_thresh=section.min_score,
             nms_thresh=section.nms_iou,
             detections_per_img=section.max_detections,

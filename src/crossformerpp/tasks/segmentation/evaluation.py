@@ -82,13 +82,13 @@ class SegmentationEvaluation:
 
     @cached_property
     def iou(self) -> Tensor:
-        """(K,) intersection over union; NaN for a class that is neither there nor predicted."""
+        """(K,) intersection over union; NaN for a class that is neither present nor predicted."""
         right = self.confusion.diag().double()
         return right / (self.confusion.sum(0) + self.confusion.sum(1) - right)
 
     @cached_property
     def accuracy(self) -> Tensor:
-        """(K,) share of a class's pixels that were found; NaN for a class that is not there."""
+        """(K,) share of a class's pixels that were found; NaN for an absent class."""
         return self.confusion.diag().double() / self.confusion.sum(1)
 
     @property

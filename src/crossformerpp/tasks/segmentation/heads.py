@@ -1,4 +1,4 @@
-"""What turns a backbone's maps into a map of features per pixel: Semantic FPN and UPerNet (paper Sec. 5.3).
+"""Decoders from a backbone's maps to a map of features: Semantic FPN and UPerNet (paper Sec. 5.3).
 
 Legend: B batch, C channels, H W image; maps c2…c5 of strides 4, 8, 16, 32 are (B, Ci, H/s, W/s).
 """

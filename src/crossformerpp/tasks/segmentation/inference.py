@@ -27,7 +27,7 @@ _BAND_ELEMENTS = 1 << 24  # of the K × rows × W probabilities that are handed 
 
 @dataclass(frozen=True)
 class Look:
-    """How a network looks at images: a recipe's `inference` and its normalisation.
+    """How a network sees images: a recipe's `inference` section and its normalisation.
 
     Attributes:
         network: Normalised images (1, 3, h, w) -> logits (1, K, h/4, w/4), for h and w multiples of 4.

@@ -60,7 +60,7 @@ class Segmenter(nn.Module):
         return logits, None if self.auxiliary is None else self.auxiliary(maps[_STRIDE_16])
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the backbone wants undecayed, besides norms and biases, known by their shape."""
+        """Parameters without weight decay besides norms and biases, which are recognised by their shape."""
         names: Any = getattr(self.backbone.model, "no_weight_decay", set)()
         return {f"backbone.getter.model.{name}" for name in names}
 
