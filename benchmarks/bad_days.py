@@ -183,7 +183,9 @@ def kill(room: Path, moments: int, seed: int = 0) -> Counter[str]:
     length = time.monotonic() - started
     for moment in range(moments):
         number = signal.SIGKILL if moment % 2 else signal.SIGTERM
-        outcomes[_kill_training(room / "run", whole, generator.uniform(0, length), number, log)] += 1
+        outcome = _kill_training(room / "run", whole, generator.uniform(0, length), number, log)
+        outcomes[outcome] += 1
+        print(f"{moment + 1} of {moments}: {outcome}", file=sys.stderr)
     released = released_file(room)
     lengths: dict[str, float] = {}
     for moment in range(moments):
@@ -211,6 +213,7 @@ def kill(room: Path, moments: int, seed: int = 0) -> Counter[str]:
         assert ended.status == 0, f"{name} again: {ended.said}"
         check_whole(out)
         outcomes[f"{name}: whole or not there, and again"] += 1
+        print(f"{moment + 1} of {moments}: {name}", file=sys.stderr)
         shutil.rmtree(out)
     return outcomes
 

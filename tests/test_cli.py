@@ -193,7 +193,7 @@ def test_a_run_is_resumed_by_its_folder(call: Call, page: Path, tmp_path: Path) 
 MISTAKES = {
     "no such command": (["trian"], "No such command 'trian'"),
     "no such option": (["models", "--jsn"], "No such option"),
-    "nothing to train": (["train"], "name a recipe, or say --resume RUN"),
+    "nothing to train": (["train"], "give a recipe, or --resume RUN"),
     "unknown recipe": (["train", "digit"], "no recipe 'digit'; did you mean digits?"),
     "unknown model": (
         ["train", "digits", "--set", "model.name=crossformer_smal", "--out", "x"],
@@ -205,7 +205,7 @@ MISTAKES = {
     ),
     "no data": (["train", "folder", "--out", "x"], "pass --data FOLDER"),
     "no such data": (["train", "folder", "--data", "nowhere", "--out", "x"], "nowhere: no such folder"),
-    "resume and recipe": (["train", "digits", "--resume", "x"], "name a recipe, or say --resume RUN"),
+    "resume and recipe": (["train", "digits", "--resume", "x"], "give a recipe, or --resume RUN"),
     "resume with settings": (["train", "--resume", "x", "--data", "y"], "the run's own recipe"),
     "resume of nothing": (["train", "--resume", "nowhere"], "nowhere: not a run"),
     "group size 0": (

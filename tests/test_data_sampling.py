@@ -58,7 +58,7 @@ def test_groups_keep_to_themselves_but_for_the_seams() -> None:
 
 
 def test_batches_that_cannot_be_are_refused_with_the_mend() -> None:
-    with pytest.raises(ValueError, match="a batch of 60 is more than the 50 training samples; say --set"):
+    with pytest.raises(ValueError, match="a batch of 60 is more than the 50 training samples; pass --set"):
         BatchStream(50, 60, 1, seed=0)
     with pytest.raises(ValueError, match="12 must be a multiple of devices × accumulate = 5 × 1"):
         BatchStream(50, 12, 1, seed=0, world=5)

@@ -113,7 +113,7 @@ def test_all_stop_when_one_is_asked_and_another_number_of_them_goes_on(
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     result = torchrun(tmp_path / "program.py", "SIGINT", "train", page, "--out", tmp_path / "run")
-    assert result.stderr.count("interrupted; go on with: crossformer train --resume") == 1, result.stderr
+    assert result.stderr.count("interrupted; resume with: crossformer train --resume") == 1, result.stderr
     assert "exitcode  : 130" in result.stderr
     assert read_training_state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
     engine.resume(tmp_path / "run")
@@ -156,6 +156,6 @@ def test_batch_norm_is_synchronised_where_several_gpus_train(monkeypatch: pytest
 
 
 def test_sharded_training_wants_gpus(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp needs GPUs; on CPUs say ddp"):
+    with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp needs GPUs; use ddp on CPUs"):
         engine.train(tiny_recipe("trainer.strategy=fsdp"), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Say what is in images: a checkpoint, some files or folders, a prediction and a picture for each.
+"""Predict images with a checkpoint or an exported file: a prediction and a picture for each.
 
 PyTorch is imported where a checkpoint needs it; exported ONNX files do not.
 """
@@ -56,7 +56,9 @@ def load_predictor(
         from crossformerpp.runtime import open_predictor
 
         if overrides:
-            raise ValueError(f"--set {' '.join(overrides)}: an exported model is as it is; export it again")
+            raise ValueError(
+                f"--set {' '.join(overrides)}: the settings of an exported model are fixed; export it again"
+            )
         return open_predictor(path, **options)
     import torch
 

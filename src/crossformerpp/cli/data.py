@@ -1,4 +1,4 @@
-"""`crossformer data`: look at a data set before training on it; write the built-in one."""
+"""`crossformer data`: check a data set before training on it; write the built-in one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +18,11 @@ app = typer.Typer(
 @app.command()
 def check(
     path: Annotated[
-        Path, typer.Argument(help="An annotation file, or a folder with its splits, or of images and masks.")
+        Path,
+        typer.Argument(help="An annotation file, a folder with its splits, or a folder of images and masks."),
     ],
     images: Annotated[
-        Path | None, typer.Option(help="Folder of the images; default: found beside the file.")
+        Path | None, typer.Option(help="Image folder; default: the one found beside the annotation file.")
     ] = None,
     palette: Annotated[
         Path | None, typer.Option(help="Table name,r,g,b of the classes, for masks of colours.")
@@ -96,10 +97,10 @@ def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
 @app.command(name="digit-scenes")
 def digit_scenes(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    train: Annotated[int, typer.Option(min=1, help="Training scenes.")] = 400,
-    val: Annotated[int, typer.Option(min=1, help="Validation scenes.")] = 100,
-    size: Annotated[int, typer.Option(min=64, help="Side in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other scenes.")] = 0,
+    train: Annotated[int, typer.Option(min=1, help="Number of training scenes.")] = 400,
+    val: Annotated[int, typer.Option(min=1, help="Number of validation scenes.")] = 100,
+    size: Annotated[int, typer.Option(min=64, help="Side of a scene in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the scenes.")] = 0,
 ) -> None:
     """Write real digits on real photographs, with exact boxes and masks: for detection and segmentation."""
     from crossformerpp.data.scenes import write_digit_scenes

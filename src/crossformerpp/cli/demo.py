@@ -15,10 +15,10 @@ def demo(
     run: Annotated[
         Path | None, typer.Argument(help="A classifier's run; default: train the digits in runs/demo first.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The page to write; default: RUN/report.html.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output page; default: RUN/report.html.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a run as one HTML page: predictions, curves, confusion, model, speed. Needs no network."""
+    """Write an HTML report of a run: predictions, curves, confusion matrix, model, speed. Needs no network."""
     page = out or (run or NEW_RUN) / "report.html"
     if page.exists() and not overwrite:
         raise ValueError(f"{page} exists; choose another --out, or pass --overwrite")

@@ -12,21 +12,22 @@ from crossformerpp.cli.train import AsJson, Overwrite
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, a converted file.")],
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; default: the run's name, here.")
+        Path | None, typer.Option(help="Output file; default: the run's name in the current folder.")
     ] = None,
     form: Annotated[
-        Literal["onnx", "torch-export", "aoti"], typer.Option("--format", help="What runs the file.")
+        Literal["onnx", "torch-export", "aoti"], typer.Option("--format", help="Format of the file.")
     ] = "onnx",
     features: Annotated[
-        bool, typer.Option("--features", help="The backbone's maps, without the head.")
+        bool, typer.Option("--features", help="Export the backbone's feature maps without the head.")
     ] = False,
     size: Annotated[
-        int | None, typer.Option(min=32, help="Shorter side of images, about; default: the recipe's.")
+        int | None,
+        typer.Option(min=32, help="Approximate shorter side of the images; default: the recipe's."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained model for ONNX Runtime, torch.export or AOTInductor; compare it with eager."""
+    """Export a trained model to ONNX, torch.export or AOTInductor and compare it with eager PyTorch."""
     from crossformerpp.export import export as write
     from crossformerpp.export.formats import SUFFIXES
 

@@ -15,18 +15,18 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for annotated pictures; default: a new ./predictions.")
+        Path | None, typer.Option(help="Output folder for annotated pictures; default: a new ./predictions.")
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of classes to report.")] = 5,
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score of an object that is told; default: 0.5.")
+        float | None, typer.Option(min=0, max=1, help="Minimum score of reported objects; default: 0.5.")
     ] = None,
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what is in images: a table, an annotated picture each, predictions.json."""
+    """Predict images: a table, an annotated picture for each, predictions.json."""
     from crossformerpp import predict as room
     from crossformerpp.data.writing import fresh_folder
 

@@ -13,12 +13,12 @@ def share(
     run: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, or a converted file.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     push: Annotated[
-        str | None, typer.Option(help="Also upload it to the Hugging Face Hub: USER/NAME.")
+        str | None, typer.Option(help="Also upload to the Hugging Face Hub as USER/NAME.")
     ] = None,
-    license: Annotated[str, typer.Option(help="Of the weights.")] = "apache-2.0",
+    license: Annotated[str, typer.Option(help="License of the weights.")] = "apache-2.0",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a trained classifier as a folder for timm and the Hugging Face Hub, with a model card."""
+    """Write a folder for timm and the Hugging Face Hub: weights, config and a model card."""
     from crossformerpp import share as room
 
     folder = room.write_folder(run, out, license=license, repo=push, overwrite=overwrite)

@@ -9,10 +9,12 @@ import typer
 
 from crossformerpp.cli.output import say, show_json, show_metrics
 
-Data = Annotated[Path | None, typer.Option("--data", help="Folder of data, put at the recipe's data.root.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: a.b=value (YAML).")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Data folder; sets data.root of the recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a recipe setting: a.b=value (YAML); repeatable.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def train(
@@ -22,18 +24,20 @@ def train(
     data: Data = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume an interrupted run.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a model from a recipe, and evaluate it."""
+    """Train a model from a recipe and evaluate it."""
     from crossformerpp.recipes.load import load_recipe
 
     if (recipe is None) == (resume is None):
-        raise ValueError("name a recipe, or say --resume RUN (which has its recipe)")
+        raise ValueError("give a recipe, or --resume RUN (a run has its recipe)")
     if resume is not None and (data is not None or out is not None or overwrite):
-        raise ValueError("--resume goes on with the run's own recipe; leave out --data, --out, --overwrite")
-    # a mistyped setting is said before the seconds that the engine's libraries take to load
+        raise ValueError(
+            "--resume uses the run's own recipe; it cannot be combined with --data, --out or --overwrite"
+        )
+    # report a mistyped setting before loading the engine's libraries, which takes seconds
     page = None if recipe is None else load_recipe(recipe, overrides or (), data)
 
     from crossformerpp import engine
@@ -51,7 +55,7 @@ def train(
     except engine.TrainingInterruptedError:
         folder = resume or run
         if engine.is_first():
-            say(f"interrupted; go on with: crossformer train --resume {shlex.quote(str(folder))}")
+            say(f"interrupted; resume with: crossformer train --resume {shlex.quote(str(folder))}")
         raise typer.Exit(130) from None
     if not engine.is_first():
         return
@@ -65,7 +69,8 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, or a file of `convert`.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Other data: a folder as for train, or of class folders.")
+        Path | None,
+        typer.Option("--data", help="Evaluate other data: a folder as for train, or one of class folders."),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[

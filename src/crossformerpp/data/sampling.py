@@ -82,7 +82,7 @@ class BatchStream(Sampler[list[tuple[int, int]]]):
         if num_samples < batch_size:
             raise ValueError(
                 f"a batch of {batch_size} is more than the {num_samples} training samples; "
-                f"say --set trainer.batch_size={num_samples} or less"
+                f"pass --set trainer.batch_size={num_samples} or less"
             )
         if batch_size % (world * accumulate):
             raise ValueError(

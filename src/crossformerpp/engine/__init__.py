@@ -112,7 +112,7 @@ def train(
 
 
 def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
-    """Go on with an interrupted run as if nothing had happened, and evaluate the result.
+    """Resume an interrupted run exactly where it stopped, and evaluate the result.
 
     The run's recipe.yaml may have been changed in settings that leave its state as it is; stderr says which.
 
@@ -225,7 +225,7 @@ def _warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str
     if text is None:
         return
     drawn = (
-        "; the split into train and val was drawn anew from this folder, so that the model may have been trained on "
+        "; the split into train and val was drawn again from this folder, so that the model may have been trained on "
         "some of these images. Keep val/ beside train/, or evaluate other images with --data"
         if split.is_drawn
         else "; figures of before do not compare"

@@ -59,9 +59,9 @@ def settings(recipe: BaseRecipe) -> dict[str, Any]:
     strategy: Any = section.strategy
     if strategy == "fsdp":
         if not on_gpu:
-            raise ValueError("trainer.strategy=fsdp needs GPUs; on CPUs say ddp")
+            raise ValueError("trainer.strategy=fsdp needs GPUs; use ddp on CPUs")
         if recipe.ema is not None:
-            raise ValueError("trainer.strategy=fsdp keeps no moving average: say --set ema=null")
+            raise ValueError("trainer.strategy=fsdp supports no moving average: pass --set ema=null")
         policy = partial(size_based_auto_wrap_policy, min_num_params=SHARD)
         strategy = FSDPStrategy(auto_wrap_policy=policy, state_dict_type="full")
     together = world(section)

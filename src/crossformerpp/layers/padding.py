@@ -78,5 +78,5 @@ class PaddedGrouping:
 
 
 def _rest(values: Tensor, divisor: int) -> Tensor:
-    """`values % divisor`: the ONNX exporter knows no remainder of a symbol."""
+    """`values % divisor`. The ONNX exporter has no remainder by a symbol."""
     return values - values // divisor * divisor

@@ -65,7 +65,9 @@ def open_session(path: Path) -> Any:
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # its errors come as exceptions, too
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        providers = ["CPUExecutionProvider"]
+        # without another try on its errors, which it announces on stdout
+        return onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=0)
     except Exception as error:  # its errors have no common base but Exception
         raise ValueError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())[:300]})") from None
 
