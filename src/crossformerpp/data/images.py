@@ -17,10 +17,13 @@ else:
     register_heif_opener()
     _HEIC = (".heic", ".heif")
 
+with warnings.catch_warnings(action="ignore"):  # older Pillows do not know what that is
+    _HAS_AVIF = features.check("avif")
+
 # What a folder is searched for. Formats that run a program to be read (EPS) are left out on purpose.
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-    *((".avif",) if features.check("avif") else ()), *_HEIC,
+    *((".avif",) if _HAS_AVIF else ()), *_HEIC,
 )  # fmt: skip
 Image.init()  # else Pillow knows a few formats only
 _FORMATS = tuple(
