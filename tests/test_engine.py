@@ -201,7 +201,9 @@ def test_a_compiled_model_trains_alike_and_its_checkpoint_is_like_any_other(
     assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-4)
     state = last(tmp_path / "run")["state_dict"]
     for key, value in plain[0]["state_dict"].items():
-        torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4)
+        # The last bias of a DPB shifts all scores alike: its gradient is rounding, of which Adam makes whole steps.
+        if not key.endswith("position_bias.layers.2.2.bias"):
+            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4)
 
 
 def test_learning_rate_of_every_step_is_that_of_the_schedule(
