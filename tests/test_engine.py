@@ -201,9 +201,15 @@ def test_a_compiled_model_trains_alike_and_its_checkpoint_is_like_any_other(
     assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-4)
     state = last(tmp_path / "run")["state_dict"]
     for key, value in plain[0]["state_dict"].items():
-        # The last bias of a DPB shifts all scores alike: its gradient is rounding, of which Adam makes whole steps.
-        if not key.endswith("position_bias.layers.2.2.bias"):
-            torch.testing.assert_close(state[key], value, rtol=1e-3, atol=1e-4)
+        own = state[key]
+        # The keys' bias and a DPB's last one shift all scores of a query alike: their gradients are rounding errors, of
+        # which Adam makes whole steps.
+        if key.endswith("position_bias.layers.2.2.bias"):
+            continue
+        if key.endswith("attn.qkv.bias"):
+            own, value = (torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) for bias in (own, value))
+        # Nor does any other weight whose gradient nearly cancels agree by itself: the tensor does.
+        assert (own - value).norm() <= 0.03 * value.norm(), key
 
 
 def test_learning_rate_of_every_step_is_that_of_the_schedule(
