@@ -301,4 +301,6 @@ def test_predicting_needs_no_trainer_and_training_says_that_it_does(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert [line for line in result.stdout.splitlines() if "status" in line] == ["status 0", "status 2"]
-    assert "this needs pytorch_lightning: pip install 'crossformerpp[train]'" in result.stderr
+    assert (
+        "this needs pytorch_lightning: pip install '.[train]' in a checkout of crossformerpp" in result.stderr
+    )

@@ -31,7 +31,7 @@ _CARD = """---
 
 # {name}
 
-`{name}` with {num_classes} classes, trained with [crossformerpp](https://pypi.org/project/crossformerpp/)
+`{name}` with {num_classes} classes, trained with crossformerpp
 {version}: CrossFormer and CrossFormer++ (Wang et al., TPAMI, [arXiv 2303.06908](https://arxiv.org/abs/2303.06908)).
 
 ```python

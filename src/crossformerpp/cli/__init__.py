@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in TRAIN_EXTRA:
             raise
-        _fail(f"this needs {error.name}: pip install 'crossformerpp[train]'", USER_ERROR)
+        _fail(f"this needs {error.name}: pip install '.[train]' in a checkout of crossformerpp", USER_ERROR)
     except Exception as error:
         # typer's own complaints about arguments know how to say themselves
         say = getattr(error, "format_message", None)

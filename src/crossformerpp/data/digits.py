@@ -22,7 +22,9 @@ def load_digits(which: Literal["train", "val"], size: int = 32) -> tuple[list[Im
         from sklearn.datasets import load_digits as scans
         from sklearn.model_selection import train_test_split
     except ImportError:
-        raise ValueError("the digits need scikit-learn: pip install 'crossformerpp[train]'") from None
+        raise ValueError(
+            "the digits need scikit-learn: pip install '.[train]' in a checkout of crossformerpp"
+        ) from None
     data = scans()
     numbers = np.arange(len(data.target))
     split = train_test_split(numbers, test_size=NUM_TEST, random_state=0, stratify=data.target)

@@ -38,5 +38,7 @@ def _mask_api() -> Any:
     try:
         from faster_coco_eval.core import mask
     except ImportError:
-        raise ValueError("masks need faster-coco-eval: pip install 'crossformerpp[detection]'") from None
+        raise ValueError(
+            "masks need faster-coco-eval: pip install '.[detection]' in a checkout of crossformerpp"
+        ) from None
     return mask

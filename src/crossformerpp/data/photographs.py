@@ -24,7 +24,9 @@ def open_photographs(which: Half) -> list[Image.Image]:
         from skimage import data
         from sklearn.datasets import load_sample_image
     except ImportError as error:
-        raise ValueError(f"the photographs need {error.name}: pip install 'crossformerpp[train]'") from None
+        raise ValueError(
+            f"the photographs need {error.name}: pip install '.[train]' in a checkout of crossformerpp"
+        ) from None
     arrays = [load_sample_image(name) for name in _SKLEARN[which]]
     for name in _SKIMAGE[which]:
         opened = getattr(data, name)()

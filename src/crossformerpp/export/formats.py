@@ -20,7 +20,9 @@ def _write_onnx(program: ExportedProgram, path: Path, network: Network) -> None:
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise ValueError("export to ONNX needs onnxscript: pip install 'crossformerpp[export]'") from None
+        raise ValueError(
+            "export to ONNX needs onnxscript: pip install '.[export]' in a checkout of crossformerpp"
+        ) from None
     exported = torch.onnx.export(
         program,
         dynamo=True,

@@ -59,7 +59,9 @@ def open_session(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise ValueError("this needs onnxruntime: pip install 'crossformerpp[export]'") from None
+        raise ValueError(
+            "this needs onnxruntime: pip install '.[export]' in a checkout of crossformerpp"
+        ) from None
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:

@@ -52,7 +52,7 @@ def average_precision(records: Sequence[Record], class_names: Sequence[str], kin
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise ValueError(
-            "evaluating needs faster-coco-eval: pip install 'crossformerpp[detection]'"
+            "evaluating needs faster-coco-eval: pip install '.[detection]' in a checkout of crossformerpp"
         ) from None
     truth, results = coco_page(records, class_names), coco_results(records, kind)
     known = COCO(truth)
