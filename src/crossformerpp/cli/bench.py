@@ -12,6 +12,14 @@ import typer
 from crossformerpp.cli.output import show_json, show_table, track
 from crossformerpp.cli.train import AsJson, Overwrite
 
+Protocol = Annotated[
+    Literal["turns", "paper"],
+    typer.Option(
+        help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
+        "back to back."
+    ),
+]
+
 
 def bench(
     models: Annotated[
@@ -29,13 +37,7 @@ def bench(
         str, typer.Option(help="YAML mapping for CrossFormers, e.g. 'group_sizes: [14, 14, 7, 7]'.")
     ] = "{}",
     seconds: Annotated[float, typer.Option(help="About how long to time each setting in turns.")] = 10.0,
-    protocol: Annotated[
-        Literal["turns", "paper"],
-        typer.Option(
-            help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
-            "back to back."
-        ),
-    ] = "turns",
+    protocol: Protocol = "turns",
     out: Annotated[Path | None, typer.Option(help="Folder for bench.csv and bench.png.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

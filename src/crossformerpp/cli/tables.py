@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from crossformerpp.cli.bench import Protocol
 from crossformerpp.cli.output import say, show_json, show_table, track
 from crossformerpp.cli.train import AsJson, Overwrite
 
@@ -31,13 +32,7 @@ def tables(
     seconds: Annotated[
         float, typer.Option(help="About how long to time a table at each batch size in turns.")
     ] = 60.0,
-    protocol: Annotated[
-        Literal["turns", "paper"],
-        typer.Option(
-            help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
-            "back to back."
-        ),
-    ] = "turns",
+    protocol: Protocol = "turns",
     out: Annotated[Path | None, typer.Option(help="Folder for tables.md, tables.csv and diagrams.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

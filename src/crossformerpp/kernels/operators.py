@@ -17,19 +17,22 @@ _AUTOGRAD_KEYS = torch._C._dispatch_keyset_full() - torch._C._after_autograd_key
 Function = Callable[..., Tensor]
 
 
-def operator(name: str, like: Function) -> Callable[[Function], Function]:
+def operator(name: str, like: Function) -> Callable[[Function], Any]:
     """A decorator: the function becomes the operator `crossformerpp::name`, for inference.
 
     Args:
         like: The shape of the result: an empty tensor from the same arguments.
     """
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Function) -> Any:
         # the operator must not return its input's memory, nor a view of it
         def run(*args: Any) -> Tensor:
             return function(*args).contiguous()
 
-        return _define(name, run, function, like)
+        schema = torch.library.infer_schema(function, mutates_args=())
+        defined = torch.library.custom_op(f"crossformerpp::{name}", run, mutates_args=(), schema=schema)
+        defined.register_fake(like)
+        return defined
 
     return decorate
 
@@ -76,14 +79,7 @@ def differentiable_operator(name: str, like: Function) -> Callable[[Function], F
             for_x, *for_table = recompute(grad, x, table, *ctx.settings)
             return for_x, *(for_table or [None]), *[None] * len(ctx.settings)
 
-        forward.register_autograd(gradients, setup_context=save)  # type: ignore[attr-defined]
+        forward.register_autograd(gradients, setup_context=save)
         return forward
 
     return decorate
-
-
-def _define(name: str, run: Function, function: Function, like: Function) -> Any:
-    schema = torch.library.infer_schema(function, mutates_args=())
-    defined = torch.library.custom_op(f"crossformerpp::{name}", run, mutates_args=(), schema=schema)
-    defined.register_fake(like)
-    return defined
