@@ -1,4 +1,4 @@
-"""A folder of JPEG photographs, for what is measured on files: crops of those that scikit-learn and scikit-image have."""
+"""A folder of JPEG photographs, to measure what reads files: views of those of scikit-learn and scikit-image."""
 
 from pathlib import Path
 

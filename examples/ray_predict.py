@@ -19,7 +19,7 @@ class Model:
         self.predictor = load_predictor(Path(run), device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        lines = []
+        lines: list[dict[str, Any]] = []
         images: list[Image.Image] = []
         for name in batch["item"]:
             try:
@@ -42,6 +42,7 @@ def main(run: str, images: str, out: str, workers: int = 2, gpus: float = 0, bat
         gpus: Per worker.
     """
     names = list(open_images([images]).names)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     data = ray.data.from_items(names).map_batches(
         Model,
         fn_constructor_args=(run, "cuda" if gpus else "cpu"),

@@ -108,7 +108,9 @@ def close(one: Any, other: Any, absolute: float) -> bool:
 
 @pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
 def test_a_list_of_images_gets_the_answers_of_single_ones(task: str) -> None:
-    predictor = predictor_of(task, min_score=0.011)
+    predictor = predictor_of(task, min_score=0.02)
+    if task == "detection":  # fresh heads score everything alike
+        torch.nn.init.normal_(predictor.model.head.classification_head.cls_logits.weight, std=1000.0)
     sizes = [(150, 100), (97, 130), (150, 100), (200, 64), (97, 130)]
     images = [Image.fromarray(data.astronaut()).resize(size) for size in sizes]
     predictor.batch_size = 3
