@@ -63,6 +63,8 @@ def needs_padding(height: int, width: int) -> bool:
 
 def if_at_most(value: Any, limit: int, then: int, otherwise: int) -> Any:
     """`then if value <= limit else otherwise`, without a branch that would specialise a graph of symbolic sizes."""
+    if not torch.compiler.is_compiling():
+        return then if value <= limit else otherwise
     is_at_most = torch.sym_min(1, torch.sym_max(0, limit + 1 - value))
     return otherwise + (then - otherwise) * is_at_most
 

@@ -15,12 +15,18 @@ from crossformerpp.kernels.execution import DEFAULTS_ONLY, is_plain_eager
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEAD_DIMS = (16, 32, 64, 128)
+MAX_TOKENS = 64  # of a group
 _HAS_TRITON = find_spec("triton") is not None and not DEFAULTS_ONLY
 
 
-def takes_maps(x: Tensor, num_heads: int) -> bool:
-    """Whether `map_attention` can do what attention does with tokens (B, H, W, C) between qkv and proj."""
+def takes_maps(x: Tensor, num_heads: int, gh: int, gw: int) -> bool:
+    """Whether `map_attention` does best what attention does with tokens (B, H, W, C) between qkv and proj.
+
+    Large groups, and maps that are one group, take PyTorch's fused kernel (docs/performance.md).
+    """
     if not (_HAS_TRITON and x.is_cuda and x.shape[3] // num_heads in _HEAD_DIMS):
+        return False
+    if gh * gw > MAX_TOKENS or (gh, gw) == x.shape[1:3]:
         return False
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
     if dtype not in _DTYPES or torch.cuda.get_device_capability(x.device) < (8, 0):
@@ -37,6 +43,7 @@ def map_attention(
     equal offsets modulo I are a group. Differentiable once, by `qkv` and `table`.
 
     Args:
+        gh, gw: Sides of a group, of at most `MAX_TOKENS` tokens.
         table: The bias of every offset (h, ≥ 2gh−1, ≥ 2gw−1), its centre the offset 0; None for no bias.
     """
     return _forward(
