@@ -8,10 +8,9 @@ import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel
 from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
@@ -20,7 +19,7 @@ import crossformerpp
 from crossformerpp.data.names import read_json
 from crossformerpp.data.writing import refuse_taken, replacing_folder, write_json
 from crossformerpp.recipes.classification import ClassificationRecipe
-from crossformerpp.recipes.load import dump_recipe
+from crossformerpp.recipes.load import dump_recipe, without_paths
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import crop_share
 from crossformerpp.tasks.loading import load_weights
@@ -58,7 +57,6 @@ Classes: {classes}.
 """
 _NUM_SHOWN = 50  # classes named on the card
 _FILES = ["model.safetensors", "config.json", "README.md"]  # what is pushed
-_Section = TypeVar("_Section", bound=BaseModel)
 
 
 def write_folder(
@@ -161,20 +159,9 @@ def model_card(saved: SavedRun, metrics: dict[str, Any], license: str, address: 
         address=address,
         classes=", ".join(classes[:_NUM_SHOWN]) + more,
         metrics="\n".join(table) if numbers else "Not evaluated.",
-        recipe=dump_recipe(_without_paths(saved.recipe)),
+        recipe=dump_recipe(without_paths(saved.recipe)),
         license=f"The weights are under {license}.",
     )
-
-
-def _without_paths(section: _Section) -> _Section:
-    """A recipe whose files and folders keep only their names: a card is public."""
-    changed: dict[str, Any] = {}
-    for name, value in section:
-        if isinstance(value, Path):
-            changed[name] = Path(value.name)
-        elif isinstance(value, BaseModel):
-            changed[name] = _without_paths(value)
-    return section.model_copy(update=changed)
 
 
 def _metrics(run: Path) -> dict[str, Any]:

@@ -24,6 +24,10 @@ def export(
         int | None,
         typer.Option(min=32, help="Approximate shorter side of the images; default: the recipe's."),
     ] = None,
+    dynamic_size: Annotated[
+        bool,
+        typer.Option("--dynamic-size", help="Leave a classifier's height and width open, as others' are."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +36,15 @@ def export(
     from crossformerpp.export.formats import SUFFIXES
 
     destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
-    report = write(checkpoint, destination, form, features=features, size=size, overwrite=overwrite)
+    report = write(
+        checkpoint,
+        destination,
+        form,
+        features=features,
+        size=size,
+        dynamic_size=dynamic_size,
+        overwrite=overwrite,
+    )
     rows = [("×".join(map(str, shape)), *found) for shape, found in report.differences.items()]
     if as_json:
         names = ("images", "difference", "share")

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.predictions import ClassPrediction
-from crossformerpp.runtime.files import OnnxNetwork
+from crossformerpp.runtime.files import ExportedNetwork
 
 
 class OnnxClassifier:
@@ -15,7 +15,7 @@ class OnnxClassifier:
 
     columns: Sequence[str] = ClassPrediction.columns
 
-    def __init__(self, network: OnnxNetwork, top_k: int = 5, **_: Any) -> None:
+    def __init__(self, network: ExportedNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.top_k = min(top_k, len(self.class_names))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import MaskPrediction
 from crossformerpp.data.images import scaled_size
-from crossformerpp.runtime.files import OnnxNetwork
+from crossformerpp.runtime.files import ExportedNetwork
+from crossformerpp.runtime.resizing import interpolate
 
 _CELL = 4  # stride of the logits
 _LEAST_SIDE = 32
@@ -23,7 +24,7 @@ class OnnxSegmenter:
 
     columns: Sequence[str] = MaskPrediction.columns
 
-    def __init__(self, network: OnnxNetwork, **_: Any) -> None:
+    def __init__(self, network: ExportedNetwork, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
 
@@ -38,8 +39,8 @@ class OnnxSegmenter:
         rows = max(1, _BAND_ELEMENTS // (len(self.class_names) * image.width))
         for top in range(0, image.height, rows):
             part = slice(top, min(top + rows, image.height))
-            band = _enlarge(logits, 2, np.arange(image.width), width / image.width)
-            band = _enlarge(band, 1, np.arange(part.start, part.stop), height / image.height)
+            band = interpolate(logits, 2, _cells(range(image.width), width / image.width))
+            band = interpolate(band, 1, _cells(range(part.start, part.stop), height / image.height))
             band = np.exp(band - band.max(axis=0))
             band /= band.sum(axis=0)
             labels[part] = band.argmax(axis=0)
@@ -49,10 +50,6 @@ class OnnxSegmenter:
         return MaskPrediction(labels, sums / counts.clip(min=1), {}, self.class_names, colors)
 
 
-def _enlarge(values: np.ndarray, axis: int, pixels: np.ndarray, scale: float) -> np.ndarray:
-    """Values of cells at the centres of `pixels`, by linear interpolation; `scale`: a pixel's size in the view."""
-    at = ((pixels + 0.5) * (scale / _CELL) - 0.5).clip(0, values.shape[axis] - 1).astype(np.float32)
-    low = at.astype(np.int64)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
-    weight = (at - low).reshape([-1 if number == axis else 1 for number in range(values.ndim)])
-    return values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight
+def _cells(pixels: range, scale: float) -> np.ndarray:
+    """Where the centres of `pixels` lie among those of the cells; `scale`: a pixel's size in the view."""
+    return (np.arange(pixels.start, pixels.stop) + 0.5) * (scale / _CELL) - 0.5
