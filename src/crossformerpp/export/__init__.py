@@ -1,9 +1,9 @@
 """A trained model as one file for other programs: ONNX, torch.export or AOTInductor, checked against eager.
 
 The file's input is `images`, (B, 3, H, W) float32, normalised. The batch stays open, and except for classifiers
-height and width do; Mask R-CNN takes one image. What a program must know besides (task, class names, how to prepare an image) is JSON inside
-the file, see `networks`.
-`crossformerpp.runtime` runs ONNX files without PyTorch.
+height and width do; Mask R-CNN takes one image. What a program must know besides (task, class names, how to prepare
+an image) is JSON inside the file, see `networks`.
+`crossformerpp.runtime` runs ONNX files without PyTorch. What a file is worth is in its `certificate`.
 """
 
 import logging
@@ -69,10 +69,7 @@ def export(
         ValueError: Such a model cannot be exported, a package is missing, the destination exists, or the
             written model answers differently; nothing is left behind then.
     """
-    if destination.exists() and not overwrite:
-        raise ValueError(f"{destination} exists and is kept; name another file or pass --overwrite")
-    if not destination.parent.is_dir():
-        raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
+    refuse_taken_file(destination, overwrite)
     found = open_network(open_saved(checkpoint), features, size, dynamic_size)
     if found.is_whole and form != "onnx":
         raise ValueError(f"Mask R-CNN is exported to ONNX; {form} serves its backbone, with --features")
@@ -86,6 +83,17 @@ def export(
                 f"the exported model differs from eager by {max(shares):.1e} of its largest output; nothing was written"
             )
     return ExportReport(destination, found.about["task"], found.outputs, found.short_sides, differences)
+
+
+def refuse_taken_file(destination: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        ValueError: The file exists and is kept, or there is no folder for it.
+    """
+    if destination.exists() and not overwrite:
+        raise ValueError(f"{destination} exists and is kept; name another file or pass --overwrite")
+    if not destination.parent.is_dir():
+        raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
 
 
 def _write(network: Network, form: Format, path: Path) -> dict[Shape, tuple[float, float]]:
@@ -125,7 +133,7 @@ def _shapes(network: Network) -> tuple[Shape, ...]:
         return tuple((batch, 3, side, side) for batch in (2, 1, 3, 5))
     larger = min(side + 21, network.short_sides[1] or side + 21)
     shapes = ((2, side, side + 32), (1, side, side + 75), (3, larger, side + 64), (2, side + 32, side))
-    return tuple((1 if network.is_whole else batch, 3, *sides) for batch, *sides in shapes)
+    return tuple((1 if network.is_whole else batch, 3, height, width) for batch, height, width in shapes)
 
 
 def _compare(
@@ -134,7 +142,8 @@ def _compare(
     differences = {}
     for shape in shapes:
         inputs = network.inputs(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
-        ours, theirs = exported(*inputs), network.network(*inputs)
+        ours: Sequence[Tensor] = exported(*inputs)
+        theirs: Sequence[Tensor] = network.network(*inputs)
         if network.is_whole:
             ours, theirs = _paired(ours, theirs)
         pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[1].numel()]
@@ -158,7 +167,9 @@ def _paired(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[Sequence[
     met = partners.values < 1 if partners is not None else torch.zeros(len(theirs[0]), dtype=torch.bool)
     lost = max(len(ours[0]), len(theirs[0])) - int(met.sum())
     if lost > max(1, len(met) // _RARE):
-        raise ValueError(f"the exported model finds {lost} of {len(met)} objects elsewhere; nothing was written")
+        raise ValueError(
+            f"the exported model finds {lost} of {len(met)} objects elsewhere; nothing was written"
+        )
     if partners is None:
         return [], []
     return [part[partners.indices[met]] for part in ours], [part[met] for part in theirs]

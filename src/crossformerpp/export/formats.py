@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 
 from crossformerpp.export.networks import Network
 from crossformerpp.runtime.files import KEY, open_session
+from crossformerpp.tasks.programs import load_package
 
 INPUTS = ("images", "size", "min_score")  # the last two of Mask R-CNN alone
 
@@ -34,9 +35,10 @@ def _write_onnx(program: ExportedProgram, path: Path, network: Network) -> None:
     )
     assert exported is not None
     exported.model.metadata_props[KEY] = json.dumps(network.about)
+    graph: Any = exported.model.graph
     for place, name in ((0, "batch"), (2, "height"), (3, "width")):
-        if not isinstance(exported.model.graph.inputs[0].shape[place], int):
-            _rename(exported.model.graph, place, name)
+        if not isinstance(graph.inputs[0].shape[place], int):
+            _rename(graph, place, name)
     exported.save(path)
 
 
@@ -73,16 +75,20 @@ def _run_program(path: Path) -> Callable[..., list[Tensor]]:
 
 def _write_package(program: ExportedProgram, path: Path, network: Network) -> None:
     metadata = {KEY: json.dumps(network.about)}
+    package = path.with_name(f"{path.name}.pt2")  # a name that AOTInductor takes
     try:
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+            program, package_path=str(package), inductor_configs={"aot_inductor.metadata": metadata}
         )
+        package.replace(path)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"AOTInductor cannot build here, it needs a C++ compiler: {error}") from None
+    finally:
+        package.unlink(missing_ok=True)
 
 
 def _run_package(path: Path) -> Callable[..., list[Tensor]]:
-    loaded = torch._inductor.aoti_load_package(str(path))
+    loaded = load_package(path)
     return lambda *inputs: list(loaded(*inputs))
 
 

@@ -156,6 +156,10 @@ def open_network(
             "interpolation": recipe.data.interpolation,
         }
         about |= {"task": "classification", "view": view}
+        if predictor.class_names != saved.class_names:
+            about["labels"] = saved.class_names
+        if predictor.promise is not None:
+            about["conformal"] = predictor.promise.to_json()
         return Network(Outputs(predictor.model), ("logits",), about, size or recipe.data.size, is_open)
     if isinstance(recipe, SegmentationRecipe):
         about |= {"task": "segmentation", "view": {"short_side": recipe.inference.short_side}}

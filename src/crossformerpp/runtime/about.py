@@ -35,8 +35,18 @@ class Features(About):
     task: Literal["features"]
 
 
+class _Promise(BaseModel):
+    """See `analysis.conformal`."""
+
+    coverage: Annotated[float, Field(gt=0, lt=1)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    samples: PositiveInt
+
+
 class Classification(About):
     task: Literal["classification"]
+    labels: list[str] | None = None  # the names of the data's folders, where they are not the class names
+    conformal: _Promise | None = None
 
 
 class Segmentation(About):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.predictions import ClassPrediction
 from crossformerpp.runtime.files import ExportedNetwork
 
@@ -13,19 +14,22 @@ from crossformerpp.runtime.files import ExportedNetwork
 class OnnxClassifier:
     """Prepares an image as timm's evaluation transform does: short side, then the centre."""
 
-    columns: Sequence[str] = ClassPrediction.columns
-
     def __init__(self, network: ExportedNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.top_k = min(top_k, len(self.class_names))
+        found = network.about.get("conformal")
+        self.promise = None if found is None else Promise(**found)
+        self.columns: Sequence[str] = ClassPrediction.columns_with(self.promise)
 
     def __call__(self, image: Image.Image) -> ClassPrediction:
+        return ClassPrediction.of(self.probabilities(image), self.class_names, self.top_k, self.promise)
+
+    def probabilities(self, image: Image.Image) -> np.ndarray:
+        """(K,)."""
         (logits,) = self.network(self.prepare(image))
         shares = np.exp(logits[0] - logits[0].max())
-        shares /= shares.sum()
-        best = np.argsort(-shares, kind="stable")[: self.top_k]
-        return ClassPrediction([(self.class_names[label], float(shares[label])) for label in best])
+        return shares / shares.sum()
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised."""

@@ -53,6 +53,10 @@ class OnnxDetector:
         ]
         return ObjectPrediction(found, self.class_names)
 
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised and padded."""
+        return prepare(self.network, image)[0]
+
     def _candidates(
         self, logits: np.ndarray, offsets: np.ndarray, size: tuple[int, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

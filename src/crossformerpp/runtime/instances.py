@@ -79,7 +79,12 @@ def paste_exactly(mask: np.ndarray, box: np.ndarray, height: int, width: int) ->
     sides = box[2:] - box[:2]
     middle = (len(mask) - 1) / 2
     at = [
-        1 + ((pixels + 0.5 - box[axis]) / sides[axis] * len(mask) - 0.5 if sides[axis] > 0 else middle + 0 * pixels)
+        1
+        + (
+            (pixels + 0.5 - box[axis]) / sides[axis] * len(mask) - 0.5
+            if sides[axis] > 0
+            else middle + 0 * pixels
+        )
         for axis, pixels in enumerate((x, y))
     ]
     return _pasted(padded, x, y, at, height, width)

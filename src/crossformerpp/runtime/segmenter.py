@@ -29,11 +29,8 @@ class OnnxSegmenter:
         self.class_names: list[str] = network.about["class_names"]
 
     def __call__(self, image: Image.Image) -> MaskPrediction:
-        height, width = scaled_size((image.height, image.width), self.network.about["view"]["short_side"])
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
-        pixels = np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
-        logits = self.network(self.network.normalise(pixels))[0][0]
+        height, width = self._size(image)
+        logits = self.network(self.prepare(image))[0][0]
         labels = np.empty((image.height, image.width), np.int16)
         sums = np.zeros(len(self.class_names))
         rows = max(1, _BAND_ELEMENTS // (len(self.class_names) * image.width))
@@ -48,6 +45,16 @@ class OnnxSegmenter:
         counts = np.bincount(labels.ravel(), minlength=len(sums))
         colors = [(r, g, b) for r, g, b in self.network.about["colors"]]
         return MaskPrediction(labels, sums / counts.clip(min=1), {}, self.class_names, colors)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised."""
+        height, width = self._size(image)
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
+        return self.network.normalise(np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge"))
+
+    def _size(self, image: Image.Image) -> list[int]:
+        return scaled_size((image.height, image.width), self.network.about["view"]["short_side"])
 
 
 def _cells(pixels: range, scale: float) -> np.ndarray:

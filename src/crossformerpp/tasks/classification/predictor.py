@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo
@@ -12,14 +13,13 @@ from crossformerpp.analysis.predictions import ClassPrediction
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import eval_transform
+from crossformerpp.tasks.classification.promise import read_promise
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun
 
 
 class ClassificationPredictor:
     """A trained classifier, ready for images."""
-
-    columns: Sequence[str] = ClassPrediction.columns
 
     def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu", **_: Any) -> None:
         """
@@ -34,15 +34,19 @@ class ClassificationPredictor:
         load_weights(model, saved.weights, saved.path)
         self.model = model.eval().to(self.device)
         self.transform = eval_transform(saved.recipe.data)
+        self.promise = read_promise(saved)
+        self.columns: Sequence[str] = ClassPrediction.columns_with(self.promise)
+
+    def __call__(self, image: Image.Image) -> ClassPrediction:
+        return ClassPrediction.of(self.probabilities(image), self.class_names, self.top_k, self.promise)
 
     @torch.inference_mode()
-    def __call__(self, image: Image.Image) -> ClassPrediction:
+    def probabilities(self, image: Image.Image) -> np.ndarray:
+        """(K,)."""
         scores = self.model(self.transform(image).unsqueeze(0).to(self.device))[0].float().softmax(dim=0)
         if not scores.isfinite().all():
             raise ValueError("the network's output is not a number (NaN)")
-        shares, classes = scores.topk(self.top_k)
-        names = [self.class_names[number] for number in classes.tolist()]
-        return ClassPrediction(list(zip(names, shares.tolist(), strict=True)))
+        return scores.cpu().numpy()
 
 
 def readable(class_names: list[str]) -> list[str]:
