@@ -11,7 +11,6 @@ from tests.tiny import tiny_recipe
 from crossformerpp import engine
 from crossformerpp.analysis.conformal import Promise, calibrate, crossed
 from crossformerpp.cli import main
-from crossformerpp.export import export
 from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.classification import open_images
@@ -53,7 +52,7 @@ def test_threshold_is_the_score_that_it_says() -> None:
 
 def test_too_few_images_promise_nothing() -> None:
     shares, labels = probabilities(8, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="8 validation images are too few.* at least 9"):
+    with pytest.raises(ValueError, match=r"8 validation images are too few.* at least 9"):
         calibrate(shares, labels, 0.9)
     assert calibrate(*probabilities(9, np.random.default_rng(0)), 0.9).samples == 9
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -92,25 +91,13 @@ def test_calibrated_run_answers_with_sets(
     source = open_images(recipe, "val", predictor.class_names)
     hits = 0
     for number, label in enumerate(source.labels):
-        found = predictor(source.open(number)).to_json()
         shares = predictor.probabilities(source.open(number))
-        names = {predictor.class_names[k] for k in range(10) if shares[k] >= threshold}
-        assert set(found["answer"]) == names
-        hits += predictor.class_names[label] in found["answer"]
+        hits += shares[label] >= np.float32(threshold)
+        if number % 30 == 0:
+            names = {predictor.class_names[k] for k in range(10) if shares[k] >= threshold}
+            assert set(predictor(source.open(number)).to_json()["answer"]) == names
     # exactly ⌈451 · 0.8⌉ of those it was calibrated on; batches of another size round one of them otherwise at most
     assert hits == pytest.approx(361, abs=1)
-
-
-def test_exported_file_keeps_the_promise(run: Path, tmp_path: Path) -> None:
-    assert ended(["eval", run, "--conformal", "0.8", "--out", tmp_path / "eval"]) == 0
-    export(run, tmp_path / "a.onnx")
-    image = next((run / "samples").glob("*.png"))
-    assert ended(["predict", tmp_path / "a.onnx", image, "--out", tmp_path / "p"]) == 0
-    (page,) = json.loads((tmp_path / "p" / "predictions.json").read_text())
-    assert ended(["predict", run, image, "--out", tmp_path / "q", "--device", "cpu"]) == 0
-    (expected,) = json.loads((tmp_path / "q" / "predictions.json").read_text())
-    assert page["answer"] == expected["answer"]
-    assert page["coverage"] == 0.8
 
 
 def test_more_training_makes_it_void(run: Path, tmp_path: Path) -> None:

@@ -59,18 +59,18 @@ def photograph(width: int = 131, height: int = 90) -> Image.Image:
     return Image.fromarray(astronaut()[100:400, 60:497]).resize((width, height))
 
 
-def save(task: str, folder: Path, **page: Any) -> Path:
+def save(task: str, folder: Path, names: list[str] = NAMES, **page: Any) -> Path:
     """A checkpoint as the engine writes it, of a network whose answers differ from pixel to pixel."""
     values = {"task": task, "model": TINY, "trainer": {"steps": 1}, **PAGES[task], **page}
     recipe = parse_recipe(values, "tiny")
     torch.manual_seed(0)
-    model = find_task(task).module(recipe, NAMES).model
+    model = find_task(task).module(recipe, names).model
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "stages." not in name:
             torch.nn.init.kaiming_normal_(parameter)
     weights = {f"model.{key}": value for key, value in model.state_dict().items()}
     path = folder / f"{task}.ckpt"
-    torch.save({SAVED: pack(dump_recipe(recipe), NAMES, 1), "state_dict": weights}, path)
+    torch.save({SAVED: pack(dump_recipe(recipe), names, 1), "state_dict": weights}, path)
     return path
 
 
@@ -194,11 +194,13 @@ def test_what_cannot_be_exported_or_read_is_said(
     checkpoint, file = classifier
     before = file.read_bytes()
     masks = save("detection", tmp_path, detector={"name": "mask_rcnn", "pyramid_channels": 16})
+    form = ["--format", "torch-export"]
     (tmp_path / "broken.onnx").write_text("<html>")
     for arguments, message in [
         (["export", checkpoint, "--out", file], "exists and is kept"),
         (["export", checkpoint, "--out", tmp_path / "no" / "a.onnx"], "there is no folder"),
-        (["export", masks, "--out", tmp_path / "a.onnx"], "Mask R-CNN"),
+        (["export", masks, "--out", tmp_path / "a.pt2", *form], "Mask R-CNN is exported to ONNX"),
+        (["export", checkpoint, "--out", tmp_path / "a.onnx", "--size", "96"], "--dynamic-size"),
         (["predict", tmp_path / "broken.onnx", "x.png"], "not a readable ONNX file"),
         (["predict", file, "x.png", "--set", "data.size=32"], "export it again"),
     ]:

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING, Any
 # The command imports what its subcommands need, so that help comes at once and exported models run without torch.
 if TYPE_CHECKING or "crossformer_command" not in sys.modules:
     from crossformerpp.models import VARIANTS, CrossFormer
+if TYPE_CHECKING:
+    from crossformerpp.share import from_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["VARIANTS", "CrossFormer"]
+__all__ = ["VARIANTS", "CrossFormer", "from_pretrained"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "from_pretrained":
+        from crossformerpp.share import from_pretrained
+
+        return from_pretrained
     from crossformerpp import models
 
     return getattr(models, name)
