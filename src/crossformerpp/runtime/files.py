@@ -50,8 +50,11 @@ class ExportedNetwork:
         return np.ascontiguousarray(normal.transpose(2, 0, 1))[None]
 
 
-def open_session(path: Path) -> Any:
+def open_session(path: Path, threads: int = 0) -> Any:
     """ONNX Runtime on the CPU.
+
+    Args:
+        threads: How many work on one operator; 0: one per core.
 
     Raises:
         ValueError: onnxruntime is missing, or cannot read the file.
@@ -66,6 +69,7 @@ def open_session(path: Path) -> Any:
         raise ValueError(f"{path}: no such file")
     try:
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 4  # its errors come as exceptions, too
         providers = ["CPUExecutionProvider"]
         # without another try on its errors, which it announces on stdout
