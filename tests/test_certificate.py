@@ -1,8 +1,10 @@
 """Exported files judged on data beside their checkpoint, and int8 with what it costs."""
 
 import hashlib
+import io
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,21 @@ def test_a_full_disk_leaves_the_file_as_it_was(
     assert file.read_bytes() == before
     assert not list(file.parent.glob(".*unfinished"))
     assert not certificate.certificate_path(file).exists()
+
+
+def test_a_program_with_code_is_refused_and_not_executed(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> Any:
+            return (tmp_path / "executed").mkdir, ()
+
+    pickled = io.BytesIO()
+    torch.save(Code(), pickled)
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr("archive/models/model.json", "{}")
+        archive.writestr("archive/data/sample_inputs/model.pt", pickled.getvalue())
+    with pytest.raises(ValueError, match=r"refused, for .* holds more than weights"):
+        open_program(tmp_path / "a.pt2")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_what_does_not_belong_together_is_said(
