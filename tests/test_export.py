@@ -1,5 +1,6 @@
 """Exported files: open in batch, height and width, and predicting as PyTorch does, without PyTorch."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
 from crossformerpp.runtime import open_predictor
 from crossformerpp.runtime.detector import suppress
-from crossformerpp.runtime.files import KEY
+from crossformerpp.runtime.files import KEY, open_session
 from crossformerpp.runtime.files import open_onnx as open_network
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
@@ -160,6 +161,26 @@ def test_retinanet_agrees(folder: Path, rules: str) -> None:
             assert a["label"] == b["label"]
             assert a["score"] == pytest.approx(b["score"], abs=1e-4)
             assert a["bbox"] == pytest.approx(b["bbox"], abs=0.02)
+
+    assert_openvino_agrees(file)
+
+
+def assert_openvino_agrees(file: Path, **others: np.ndarray) -> None:
+    """OpenVINO, where it is installed, answers as ONNX Runtime at three sizes."""
+    if importlib.util.find_spec("openvino") is None:
+        return
+    import openvino
+
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16 where the machine has it
+    compiled = openvino.Core().compile_model(file, "CPU", exact)
+    for sides in [(96, 128), (128, 96), (96, 160)]:
+        images = np.random.default_rng(0).standard_normal((1, 3, *sides)).astype(np.float32)
+        inputs = {"images": images, **({"size": np.array(sides) - 3} if others else {}), **others}
+        expected = open_session(file).run(None, inputs)
+        found = list(compiled(inputs).values())
+        assert [x.shape for x in found] == [x.shape for x in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-3 * max(1e-6, np.abs(theirs).max(initial=0)))
 
 
 def test_suppression_is_torchvisions() -> None:
