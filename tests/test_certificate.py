@@ -89,7 +89,8 @@ def test_certificate_of_an_onnx_file(
     onnx.checker.check_model(onnx.load(file))
     # the drift of an image by hand
     images = sorted((run / "samples").glob("*.png"))
-    ours, theirs = (p.probabilities(Image.open(images[3]).convert("RGB")) for p in _predictors(file, run))
+    image = Image.open(images[3]).convert("RGB")
+    ours, theirs = (p.probabilities([p.prepare(image)])[0] for p in _predictors(file, run))
     assert np.abs(ours - theirs).max() <= metrics["drift_largest"]
     assert (tmp_path / "eval" / "predictions.csv").is_file()
 

@@ -91,7 +91,7 @@ def test_calibrated_run_answers_with_sets(
     source = open_images(recipe, "val", predictor.class_names)
     hits = 0
     for number, label in enumerate(source.labels):
-        shares = predictor.probabilities(source.open(number))
+        shares = predictor.probabilities([predictor.prepare(source.open(number))])[0]
         hits += shares[label] >= np.float32(threshold)
         if number % 30 == 0:
             names = {predictor.class_names[k] for k in range(10) if shares[k] >= threshold}

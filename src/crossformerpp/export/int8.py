@@ -152,4 +152,4 @@ def _prepared(source: Path, images: Sequence[Path]) -> Iterator[dict[str, np.nda
     """The inputs of the graph for each image."""
     predictor: Any = open_predictor(source)
     for path in images:
-        yield {"images": predictor.prepare(read_image(path))}
+        yield {"images": predictor.network_input(read_image(path))}

@@ -70,7 +70,7 @@ class ClassJudge:
 
     def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> np.ndarray:
         self.numbers.append(number)
-        self.probabilities.append(predictor.probabilities(image))
+        self.probabilities.append(predictor.probabilities([predictor.prepare(image)])[0])
         return self.probabilities[-1]
 
     def compare(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A classifier exported to ONNX: an image to its most likely classes."""
+"""A classifier exported to ONNX: images to their most likely classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,14 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.conformal import Promise
-from crossformerpp.analysis.predictions import ClassPrediction
+from crossformerpp.analysis.predictions import ClassPrediction, Predictor
 from crossformerpp.runtime.files import ExportedNetwork
 
 
-class OnnxClassifier:
+class OnnxClassifier(Predictor[ClassPrediction]):
     """Prepares an image as timm's evaluation transform does: short side, then the centre."""
+
+    workers = "threads"
 
     def __init__(self, network: ExportedNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network
@@ -22,14 +24,21 @@ class OnnxClassifier:
         self.promise = None if found is None else Promise(**found)
         self.columns: Sequence[str] = ClassPrediction.columns_with(self.promise)
 
-    def __call__(self, image: Image.Image) -> ClassPrediction:
-        return ClassPrediction.of(self.probabilities(image), self.class_names, self.top_k, self.promise)
+    def predict(self, prepared: Sequence[np.ndarray]) -> list[ClassPrediction]:
+        return [
+            ClassPrediction.of(row, self.class_names, self.top_k, self.promise)
+            for row in self.probabilities(prepared)
+        ]
 
-    def probabilities(self, image: Image.Image) -> np.ndarray:
-        """(K,)."""
-        (logits,) = self.network(self.prepare(image))
-        shares = np.exp(logits[0] - logits[0].max())
-        return shares / shares.sum()
+    def probabilities(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, K)."""
+        (logits,) = self.network(np.concatenate(prepared))
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def network_input(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised."""
+        return self.prepare(image)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import ObjectPrediction
+from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.runtime.files import ExportedNetwork
 from crossformerpp.runtime.resizing import resize_exactly
@@ -26,10 +26,11 @@ _PER_LEVEL = 1000  # candidates
 _MAX_LOG_SCALE = math.log(1000 / 16)  # of a box to its anchor
 
 
-class OnnxDetector:
+class OnnxDetector(Predictor[ObjectPrediction]):
     """Objects of an image of any size."""
 
     columns: Sequence[str] = ObjectPrediction.columns
+    workers = "threads"
 
     def __init__(self, network: ExportedNetwork, min_score: float = 0.5, **_: Any) -> None:
         self.network = network
@@ -37,8 +38,14 @@ class OnnxDetector:
         self.min_score = min_score
         self.is_exact = network.about["rules"] == "mmdetection"
 
-    def __call__(self, image: Image.Image) -> ObjectPrediction:
-        pixels, (height, width) = prepare(self.network, image)
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def predict(self, prepared: Sequence[Image.Image]) -> list[ObjectPrediction]:
+        return [self._predict_one(image) for image in prepared]
+
+    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
+        pixels, (height, width) = seen_by(self.network, image)
         logits, offsets = (output[0] for output in self.network(pixels))
         boxes, scores, labels = self._candidates(logits, offsets, pixels.shape[2:])
         boxes = boxes.clip(0, [width, height, width, height])
@@ -53,9 +60,9 @@ class OnnxDetector:
         ]
         return ObjectPrediction(found, self.class_names)
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
+    def network_input(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised and padded."""
-        return prepare(self.network, image)[0]
+        return seen_by(self.network, image)[0]
 
     def _candidates(
         self, logits: np.ndarray, offsets: np.ndarray, size: tuple[int, ...]
@@ -79,7 +86,7 @@ class OnnxDetector:
         return boxes, scores, labels
 
 
-def prepare(network: ExportedNetwork, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+def seen_by(network: ExportedNetwork, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
     """The image as a detector sees it, (1, 3, H, W), and its height and width without the padding."""
     view = network.about["view"]
     scale = min(view["short_side"] / min(image.size), view["long_side"] / max(image.size))

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import ObjectPrediction
+from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.masks import encode_mask
-from crossformerpp.runtime.detector import prepare
+from crossformerpp.runtime.detector import seen_by
 from crossformerpp.runtime.files import ExportedNetwork
 from crossformerpp.runtime.resizing import interpolate
 
 
-class OnnxInstances:
+class OnnxInstances(Predictor[ObjectPrediction]):
     """Objects with masks, of an image of any size."""
 
     columns: Sequence[str] = ObjectPrediction.columns
+    workers = "threads"
 
     def __init__(self, network: ExportedNetwork, min_score: float = 0.5, **_: Any) -> None:
         self.network = network
@@ -28,8 +29,14 @@ class OnnxInstances:
         self.min_score = min_score
         self.is_exact = network.about["rules"] == "mmdetection"
 
-    def __call__(self, image: Image.Image) -> ObjectPrediction:
-        pixels, (height, width) = prepare(self.network, image)
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def predict(self, prepared: Sequence[Image.Image]) -> list[ObjectPrediction]:
+        return [self._predict_one(image) for image in prepared]
+
+    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
+        pixels, (height, width) = seen_by(self.network, image)
         boxes, labels, scores, masks = self.network(
             pixels, size=np.array([height, width]), min_score=np.array(self.min_score, np.float32)
         )

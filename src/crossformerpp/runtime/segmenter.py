@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import MaskPrediction
+from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.images import scaled_size
 from crossformerpp.runtime.files import ExportedNetwork
 from crossformerpp.runtime.resizing import interpolate
@@ -19,18 +19,26 @@ _LEAST_SIDE = 32
 _BAND_ELEMENTS = 1 << 24  # of the K × rows × W probabilities that exist at a time: 64 MB
 
 
-class OnnxSegmenter:
+class OnnxSegmenter(Predictor[MaskPrediction]):
     """The short side as in the recipe, padded to whole cells by repeating the last row and column."""
 
     columns: Sequence[str] = MaskPrediction.columns
+    workers = "threads"
+    suffixes = ("", "_mask")
 
     def __init__(self, network: ExportedNetwork, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
 
-    def __call__(self, image: Image.Image) -> MaskPrediction:
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def predict(self, prepared: Sequence[Image.Image]) -> list[MaskPrediction]:
+        return [self._predict_one(image) for image in prepared]
+
+    def _predict_one(self, image: Image.Image) -> MaskPrediction:
         height, width = self._size(image)
-        logits = self.network(self.prepare(image))[0][0]
+        logits = self.network(self.network_input(image))[0][0]
         labels = np.empty((image.height, image.width), np.int16)
         sums = np.zeros(len(self.class_names))
         rows = max(1, _BAND_ELEMENTS // (len(self.class_names) * image.width))
@@ -46,7 +54,7 @@ class OnnxSegmenter:
         colors = [(r, g, b) for r, g, b in self.network.about["colors"]]
         return MaskPrediction(labels, sums / counts.clip(min=1), {}, self.class_names, colors)
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
+    def network_input(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised."""
         height, width = self._size(image)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

@@ -24,6 +24,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import crossformerpp
+from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.data.names import read_json
 from crossformerpp.data.writing import refuse_taken, replacing_folder, write_json, write_picture
 from crossformerpp.recipes.classification import ClassificationData, ClassificationRecipe
@@ -35,7 +36,6 @@ from crossformerpp.tasks.classification import crop_share
 from crossformerpp.tasks.classification.promise import FILE, promise_file, read_promise
 from crossformerpp.tasks.hub import PREFIX
 from crossformerpp.tasks.loading import load_weights
-from crossformerpp.tasks.plug import Predictor
 from crossformerpp.tasks.saved import CONFIG, SHARED_KEY, WEIGHTS, SavedRun, open_saved, pack
 
 _PICTURES = ("predictions.png", "overlays.png")  # of a run's evaluation
@@ -46,7 +46,7 @@ gradio>=5
 _FILES = [WEIGHTS, CONFIG, "README.md", "app.py", "requirements.txt", FILE, *_PICTURES]  # what is pushed
 
 
-def from_pretrained(address: str | Path, device: str = "cpu", **options: Any) -> Predictor:
+def from_pretrained(address: str | Path, device: str = "cpu", **options: Any) -> Predictor[Any]:
     """A predictor on a shared model: call it with an RGB picture; `.model` is its network.
 
     Args:
