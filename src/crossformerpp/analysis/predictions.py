@@ -1,31 +1,146 @@
 """Predictions for one image: rows of a table, plain data, pictures. Needs only NumPy and Pillow."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.annotate import label_image
+from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.objects import draw_objects, drawn_objects
 from crossformerpp.analysis.overlay import add_legend, blend
 from crossformerpp.data.mask_files import Color, index_picture
 
 
+class Prediction(Protocol):
+    """The result for one image."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Rows of the printed table, under the predictor's `columns`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for --json and the JSON files: one list of entries, `top`, `objects` or `classes`, and more."""
+
+    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
+        """File name suffix → picture; "" is the annotated image, "_mask" could be an index mask."""
+
+
+P = TypeVar("P", bound=Prediction)
+
+
+class Predictor(ABC, Generic[P]):
+    """From RGB images of any size to predictions, in two steps.
+
+    `prepare` needs no network, so that other processes can run it; `predict` runs the network.
+
+    Attributes:
+        columns: Of the printed table.
+        batch_size: Images that the network sees at once unless told otherwise.
+        prepare: What the network needs of an image; can be pickled, and so can its result.
+        suffixes: Of the names of an image's pictures, "" for the annotated image.
+        source, options: The file that it was loaded from, and how; a prediction that goes on wants them equal.
+        workers: What prepares images beside the network: processes, or threads where there is no PyTorch to share
+            memory with them.
+    """
+
+    columns: Sequence[str]
+    batch_size: int = 1
+    prepare: Callable[[Image.Image], Any]
+    suffixes: Sequence[str] = ("",)
+    source: Path | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
+    workers: Literal["processes", "threads"] = "processes"
+
+    @abstractmethod
+    def predict(self, prepared: Sequence[Any]) -> list[P]:
+        """The predictions for prepared images, in their order.
+
+        Raises:
+            ValueError: One of them cannot be predicted.
+        """
+
+    @overload
+    def __call__(self, images: Image.Image) -> P: ...
+    @overload
+    def __call__(self, images: Sequence[Image.Image]) -> list[P]: ...
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> P | list[P]:
+        """A prediction for an image, or a list of them for several, which are looked at in batches.
+
+        In a batch an image gets the same answer as alone, but for rounding (1e-6 of probabilities in float32).
+
+        Raises:
+            ValueError: One of them cannot be predicted.
+        """
+        if isinstance(images, Image.Image):
+            return self.predict([self.prepare(images)])[0]
+        found: list[P] = []
+        for start in range(0, len(images), self.batch_size):
+            found += self.predict([self.prepare(image) for image in images[start : start + self.batch_size]])
+        return found
+
+
+def set_column(coverage: float) -> str:
+    """Name of the table's column that says which classes are in the promised set."""
+    return f"in the {coverage:.3g} set"
+
+
 @dataclass(frozen=True)
 class ClassPrediction:
-    """The most likely classes, best first, with their probabilities."""
+    """The most likely classes, best first, with their probabilities; after a calibration also the set of classes that
+    holds the true one with a promised probability (`analysis.conformal`)."""
 
     columns: ClassVar[Sequence[str]] = ("class", "probability")
 
     top: list[tuple[str, float]]
+    answer: list[str] | None = None  # the set that holds the truth with probability `coverage`
+    coverage: float | None = None
+
+    @classmethod
+    def of(
+        cls, probabilities: np.ndarray, class_names: Sequence[str], top_k: int, promise: Promise | None
+    ) -> "ClassPrediction":
+        """The one place where a classifier's probabilities (K,) become a result.
+
+        Raises:
+            ValueError: They are no numbers.
+        """
+        if not np.isfinite(probabilities).all():
+            raise ValueError("the network's output is not a number (NaN)")
+        order = np.argsort(-probabilities, kind="stable")
+        top = [(class_names[label], float(probabilities[label])) for label in order[:top_k]]
+        if promise is None:
+            return cls(top)
+        kept = promise.answer(probabilities)
+        return cls(top, [class_names[label] for label in order if kept[label]], promise.coverage)
+
+    @classmethod
+    def columns_with(cls, promise: Promise | None) -> Sequence[str]:
+        """Of the table, where there is a promise."""
+        return cls.columns if promise is None else (*cls.columns, set_column(promise.coverage))
 
     def rows(self) -> list[tuple[str, ...]]:
-        return [(name, f"{share:.1%}") for name, share in self.top]
+        if self.answer is None:
+            return [(name, f"{share:.1%}") for name, share in self.top]
+        size = len(self.answer)  # the most likely classes, so they are the first of `top`
+        rows: list[tuple[str, ...]] = [
+            (name, f"{share:.1%}", "yes" if n < size else "") for n, (name, share) in enumerate(self.top)
+        ]
+        if not size:
+            return [("none of these", "", "yes"), *rows]
+        return rows if size <= len(rows) else [*rows, (f"and {size - len(rows)} more", "", "yes")]
 
     def to_json(self) -> dict[str, Any]:
-        return {"top": [{"class": name, "probability": share} for name, share in self.top]}
+        top = [{"class": name, "probability": share} for name, share in self.top]
+        return (
+            {"top": top}
+            if self.answer is None
+            else {"top": top, "answer": self.answer, "coverage": self.coverage}
+        )
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         return {"": label_image(image, self.top)}
