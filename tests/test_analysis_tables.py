@@ -132,7 +132,7 @@ def test_without_padding_the_formula_counts_what_a_forward_pass_does(name, heigh
         model = timm.create_model(name, **options)
     ours = count_complexity(model, (3, height, width)).macs
     assert count_as_the_paper(name, options, height, width, padded=False) == ours
-    assert count_as_the_paper(name, options, height, width) > ours
+    assert count_as_the_paper(name, options, height, width) >= ours
 
 
 @pytest.mark.parametrize("kind", ["regional", "spanning"])
