@@ -11,7 +11,7 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import MaskPrediction
 from crossformerpp.data.images import scaled_size
-from crossformerpp.runtime.files import OnnxNetwork
+from crossformerpp.runtime.files import OnnxNetwork, resize_exactly
 
 _CELL = 4  # stride of the logits
 _LEAST_SIDE = 32
@@ -29,7 +29,7 @@ class OnnxSegmenter:
 
     def __call__(self, image: Image.Image) -> MaskPrediction:
         height, width = scaled_size((image.height, image.width), self.network.about["view"]["short_side"])
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        pixels = resize_exactly(image, width, height)
         more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
         pixels = np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
         logits = self.network(self.network.normalise(pixels))[0][0]
