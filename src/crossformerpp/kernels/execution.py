@@ -74,5 +74,6 @@ def takes_blocks(x: Tensor) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Full precision for what is computed in it."""
-    is_known = is_autocast_available(device.type)  # of the meta device it is not
+    # of the meta device it is not; PyTorch 2.11's compiler cannot ask
+    is_known = torch.compiler.is_dynamo_compiling() or is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if is_known else nullcontext()
