@@ -304,7 +304,7 @@ def small_disk(folder: Path, size: str = "3m") -> Iterator[Path]:
         folder.rmdir()
 
 
-def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 250, 500, 1000, 2000, 3000)) -> Counter[str]:
+def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 500, 1000, 1500, 2000, 3000)) -> Counter[str]:
     """Every command that writes, with so many KB left on the disk.
 
     Raises:
@@ -312,7 +312,12 @@ def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 250, 500, 1000, 20
     """
     outcomes, log = Counter[str](), room / "log"
     whole = room / "whole"
-    ended = run("train", "digits", *settings(), "--out", whole, log=log)
+    narrow = [
+        *settings(),
+        "--set",
+        "model.options.embed_dim=8",
+    ]  # whose checkpoints fit on the disk, once or twice
+    ended = run("train", "digits", *narrow, "--out", whole, log=log)
     assert ended.status == 0, ended.said
     released = released_file(room)
     for left in free:
@@ -326,7 +331,7 @@ def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 250, 500, 1000, 20
                 if not out.is_dir():
                     continue
                 command = (
-                    ["train", "digits", *settings(), "--out", out / "run"]
+                    ["train", "digits", *narrow, "--out", out / "run"]
                     if name == "train"
                     else others(whole, released, out)[name]
                 )

@@ -3,7 +3,7 @@
     python -m benchmarks.process_memory [export onnx compile aoti sizes] [--times 4]
 
 Each suspect runs several times in processes of its own: once with nothing given back in between, once with what most
-programs would try (`torch._dynamo.reset`, `gc.collect`, `malloc_trim`), once with `give_back`, which `tests/conftest.py`
+programs would try (`torch._dynamo.reset`, `gc.collect`, `malloc_trim`), once with `give_back`, which tests/conftest.py
 calls after each file. Resident memory is split into what glibc handed out, what it keeps free, and the rest (libraries,
 Python's own arenas); counted are the objects of PyTorch's tracing that are alive.
 """
@@ -173,7 +173,9 @@ def main() -> None:
     if unknown := set(arguments.suspects) - set(SUSPECTS):
         parser.error(f"no suspect {', '.join(sorted(unknown))}; there are {', '.join(SUSPECTS)}")
     context = multiprocessing.get_context("spawn")
-    print("| suspect | given back | time | resident, MB | handed out | kept free | 1,000 objects | ShapeEnv | fake |")
+    print(
+        "| suspect | given back | time | resident, MB | handed out | kept free | 1,000 objects | ShapeEnv | fake |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with context.Manager() as manager:
         for suspect in arguments.suspects:
@@ -183,7 +185,9 @@ def main() -> None:
                 process.start()
                 process.join()
                 for time, (used, out, free, objects, environments, fakes) in enumerate(rows):
-                    figures = f"{used:.0f} | {out:.0f} | {free:.0f} | {objects:.0f} | {environments} | {fakes}"
+                    figures = (
+                        f"{used:.0f} | {out:.0f} | {free:.0f} | {objects:.0f} | {environments} | {fakes}"
+                    )
                     print(f"| {suspect} | {way} | {time} | {figures} |", flush=True)
                 if process.exitcode:
                     sys.exit(f"{suspect} ended with status {process.exitcode}")

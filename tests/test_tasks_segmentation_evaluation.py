@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-import torchvision.transforms.v2.functional as TF
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 from torch import Tensor, nn
 

@@ -152,13 +152,12 @@ def _refuse_other_numbers(own: Mapping[str, Tensor], weights: Mapping[str, Tenso
     bad = [
         f"{key} ({str(weight.dtype).removeprefix('torch.')})"
         for key, weight in weights.items()
-        if key in own
-        and (weight.is_complex() or weight.is_floating_point() != own[key].is_floating_point())
+        if key in own and (weight.is_complex() or weight.is_floating_point() != own[key].is_floating_point())
     ]
     if bad:
         raise ValueError(
-            f"{source}: {len(bad)} of its {len(weights)} tensors are of another kind of number: {_some(bad)}; quantised "
-            "weights have to be turned back into floating point first"
+            f"{source}: {len(bad)} of its {len(weights)} tensors are of another kind of number: {_some(bad)}; "
+            "quantised weights have to be turned back into floating point first"
         )
 
 
