@@ -12,7 +12,7 @@ from PIL import Image
 from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.images import scaled_size
 from crossformerpp.runtime.files import ExportedNetwork
-from crossformerpp.runtime.resizing import interpolate
+from crossformerpp.runtime.resizing import interpolate, resize_exactly
 
 _CELL = 4  # stride of the logits
 _LEAST_SIDE = 32
@@ -57,7 +57,7 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
     def network_input(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised."""
         height, width = self._size(image)
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+        pixels = resize_exactly(image, width, height)
         more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
         return self.network.normalise(np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge"))
 
