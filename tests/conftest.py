@@ -3,10 +3,15 @@
 import ctypes
 import ctypes.util
 import gc
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+os.environ["CROSSFORMERPP_KERNELS"] = (
+    "fixed"  # results must not hang on what is fast today; commands inherit it
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -84,6 +84,11 @@ class Predictor(ABC, Generic[P]):
         return found
 
 
+def set_column(coverage: float) -> str:
+    """Name of the table's column that says which classes are in the promised set."""
+    return f"in the {coverage:.3g} set"
+
+
 @dataclass(frozen=True)
 class ClassPrediction:
     """The most likely classes, best first, with their probabilities; after a calibration also the set of classes that
@@ -116,7 +121,7 @@ class ClassPrediction:
     @classmethod
     def columns_with(cls, promise: Promise | None) -> Sequence[str]:
         """Of the table, where there is a promise."""
-        return cls.columns if promise is None else (*cls.columns, "answer")
+        return cls.columns if promise is None else (*cls.columns, set_column(promise.coverage))
 
     def rows(self) -> list[tuple[str, ...]]:
         if self.answer is None:
