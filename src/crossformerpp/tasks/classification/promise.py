@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
@@ -16,8 +17,10 @@ from torch import Tensor
 from crossformerpp.analysis.conformal import Promise, calibrate, crossed
 from crossformerpp.data.names import read_json
 from crossformerpp.data.writing import write_json
-from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.saved import SavedRun
+
+if TYPE_CHECKING:  # it needs the training extra, which predictions do without
+    from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 
 FILE = "conformal.json"
 
@@ -74,8 +77,8 @@ def write_promise(saved: SavedRun, promise: Promise) -> Path:
 
 
 def judge_promise(
-    evaluation: ClassificationEvaluation, promise: Promise | None, coverage: float | None, is_other: bool
-) -> tuple[ClassificationEvaluation, Promise | None]:
+    evaluation: "ClassificationEvaluation", promise: Promise | None, coverage: float | None, is_other: bool
+) -> tuple["ClassificationEvaluation", Promise | None]:
     """The evaluation with metrics of the promise, and the promise, calibrated if `coverage` asks for it.
 
     Args:
