@@ -28,7 +28,7 @@ _ROUNDS = 5
 
 Shapes = tuple[object, ...]
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a candidate may have choices of its own
 _known: dict[tuple[int, Shapes], str] = {}  # (threads, class) -> choice
 
 
