@@ -4,6 +4,8 @@ The threshold lies beside the weights (RUN/conformal.json) and names those it wa
 it is void.
 """
 
+from __future__ import annotations
+
 import hashlib
 import warnings
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from crossformerpp.data.names import read_json
 from crossformerpp.data.writing import write_json
 from crossformerpp.tasks.saved import SavedRun
 
-if TYPE_CHECKING:  # it needs the training extra, which predictions do without
+if TYPE_CHECKING:  # it needs torchmetrics, predictions do not
     from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 
 FILE = "conformal.json"
@@ -77,8 +79,8 @@ def write_promise(saved: SavedRun, promise: Promise) -> Path:
 
 
 def judge_promise(
-    evaluation: "ClassificationEvaluation", promise: Promise | None, coverage: float | None, is_other: bool
-) -> tuple["ClassificationEvaluation", Promise | None]:
+    evaluation: ClassificationEvaluation, promise: Promise | None, coverage: float | None, is_other: bool
+) -> tuple[ClassificationEvaluation, Promise | None]:
     """The evaluation with metrics of the promise, and the promise, calibrated if `coverage` asks for it.
 
     Args:
