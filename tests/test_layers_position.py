@@ -10,6 +10,7 @@ from torch import Tensor
 from crossformerpp import kernels
 from crossformerpp.ablations.position import RelativePositionBias, fold
 from crossformerpp.layers import DynamicPositionBias
+from crossformerpp.models import CrossFormer
 from padded_reference import direct_bias
 
 
@@ -279,3 +280,8 @@ def test_relative_position_bias_depends_on_the_offset_alone(size):
         for j in range(height * width):
             dy, dx = i // width - j // width, i % width - j % width
             assert torch.equal(bias[:, i, j], rpb.table[:, 6 + dy, 6 + dx])
+
+
+def test_a_bias_of_no_width_is_refused():
+    with pytest.raises(ValueError, match="embed_dim must be at least 16"):
+        CrossFormer(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))

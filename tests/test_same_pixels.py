@@ -103,13 +103,13 @@ def detection(root: Path, name: str) -> Any:
     return parse_recipe({**COMMON, **values}, "test")
 
 
-def segmentation(root: Path) -> Any:
+def segmentation(root: Path, **inference: Any) -> Any:
     values = {
         "task": "segmentation",
         "data": {"source": "folder", "root": root, "class_names": ["other", "thing"]},
         "head": {"name": "semantic_fpn", "channels": 16, "pyramid_channels": 16},
         "augment": {"crop": 64, "short_side": 64},
-        "inference": {"short_side": 72},
+        "inference": {"short_side": 72, **inference},
     }
     return parse_recipe({**COMMON, **values}, "test")
 
@@ -170,9 +170,10 @@ def test_detectors(data: Path, tmp_path: Path, seen: list[Tensor], name: str) ->
 
 
 @pytest.mark.slow
-def test_segmenters(data: Path, tmp_path: Path, seen: list[Tensor]) -> None:
+@pytest.mark.parametrize("inference", [{}, {"multiple_of": 32, "rules": "mmsegmentation"}])
+def test_segmenters(data: Path, tmp_path: Path, seen: list[Tensor], inference: dict[str, Any]) -> None:
     run = tmp_path / "run"
-    metrics = engine.train(segmentation(data), run)
+    metrics = engine.train(segmentation(data, **inference), run)
     evaluated = list(seen)
     file = exported(run, tmp_path / "model.onnx")
     ours, theirs = asked(data, evaluated, seen, load_predictor(run, "cpu"), file)

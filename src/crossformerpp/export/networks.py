@@ -162,8 +162,9 @@ def open_network(
             about["conformal"] = predictor.promise.to_json()
         return Network(Outputs(predictor.model), ("logits",), about, size or recipe.data.size, is_open)
     if isinstance(recipe, SegmentationRecipe):
-        about |= {"task": "segmentation", "view": {"short_side": recipe.inference.short_side}}
-        about["colors"] = predictor.colors
+        section = recipe.inference
+        view = {"short_side": section.short_side, "multiple_of": section.multiple_of}
+        about |= {"task": "segmentation", "view": view, "rules": section.rules, "colors": predictor.colors}
         size = size or recipe.inference.short_side or _USUAL_SIDE
         return Network(Outputs(predictor.look.network), ("logits",), about, size)
     assert isinstance(recipe, DetectionRecipe)

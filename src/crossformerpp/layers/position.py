@@ -25,10 +25,18 @@ class DynamicPositionBias(nn.Module):
     Args:
         hidden_dim: Width p; D/16 in the released models, for dimension D.
         residual: Add the input of the two middle layers to their output ("DPB-residual", Table X).
+
+    Raises:
+        ValueError: `hidden_dim` is 0: the bias would be the same for every offset.
     """
 
     def __init__(self, hidden_dim: int, num_heads: int, residual: bool = False) -> None:
         super().__init__()
+        if hidden_dim < 1:
+            raise ValueError(
+                f"hidden_dim {hidden_dim} of DynamicPositionBias: it is a 16th of a stage's dimension, so that "
+                "embed_dim must be at least 16"
+            )
         self.num_heads = num_heads
         self.residual = residual
         self.embed = nn.Linear(2, hidden_dim)

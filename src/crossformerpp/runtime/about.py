@@ -15,6 +15,7 @@ class _View(BaseModel):
 
     short_side: _Side | None = None
     long_side: _Side = 1333
+    multiple_of: _Side = 1
     crop: tuple[_Side, _Side] | None = None
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
 
@@ -51,6 +52,7 @@ class Classification(About):
 
 class Segmentation(About):
     task: Literal["segmentation"]
+    rules: Literal["crossformerpp", "mmsegmentation"] = "crossformerpp"
     colors: list[tuple[_Byte, _Byte, _Byte]]
 
 
