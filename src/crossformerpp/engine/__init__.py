@@ -188,6 +188,7 @@ def evaluate(
     values = saved.recipe.model_dump()
     apply_overrides(values, overrides)
     values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
+    values["model"]["elastic"] = None
     values["ema"] = None  # which has the averaged ones already, if there are any
     values.pop("distill", None)  # a teacher is for training
     if root is not None:
