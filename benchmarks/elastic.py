@@ -7,7 +7,7 @@ three budgets. `small`, `medium` and `large` were trained with the groups of tha
 another budget they are today's networks whose groups are changed after training. The others are elastic. Each step of
 `sandwich` and `distilled` trains three settings, so that they take about three times the compute; `random` trains one.
 
-Arms that are in OUT/elastic.csv are not run again, so that it may be stopped at any time. docs/budget.md has the results.
+Arms that are in OUT/elastic.csv are not run again, so that it may be stopped at any time. Results: docs/budget.md.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def gmacs(study: Study, groups: list[int]) -> float:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table per data set: mean ± standard deviation over seeds, in per cent, of every arm with every budget's groups."""
+    """A table per data set: mean ± standard deviation over seeds, in per cent, of each arm with each budget's groups."""
     text = ""
     for data, study in STUDIES.items():
         costs = {budget: f"{1e3 * gmacs(study, groups):.1f}M" for budget, groups in study.budgets.items()}

@@ -40,7 +40,9 @@ def test_settings_are_drawn_from_their_ranges_by_seed_and_step() -> None:
     assert elastic.smallest == Groups(
         ((2,), (2,), (1, 1), (1,)), (("adaptive",), (1,), (1, 1), (1,)), ("regional",) * 4
     )
-    assert elastic.largest == Groups(((8,), (4,), (2, 2), (1,)), ((2,), (1,), (1, 1), (1,)), ("spanning",) * 4)
+    assert elastic.largest == Groups(
+        ((8,), (4,), (2, 2), (1,)), ((2,), (1,), (1, 1), (1,)), ("spanning",) * 4
+    )
     drawn = [elastic.random(step, 2) for step in range(200)]
     again = module_of(RANGES + ", per: block, lda: [regional, spanning]").elastic
     assert drawn == [again.random(step, 2) for step in range(200)]
@@ -111,7 +113,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path) -> None:
         with pytest.raises(engine.TrainingInterruptedError):
             engine.train(tiny_recipe(*settings), tmp_path / "stopped")
     engine.resume(tmp_path / "stopped")
-    states = [read_training_state(tmp_path / n / "checkpoints/last.ckpt") for n in ("whole", "plain", "stopped")]
+    states = [
+        read_training_state(tmp_path / n / "checkpoints/last.ckpt") for n in ("whole", "plain", "stopped")
+    ]
     for key, value in states[0]["state_dict"].items():
         assert all(torch.equal(value, state["state_dict"][key]) for state in states[1:]), key
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from crossformerpp.cli.output import say, show_json, show_table
-from crossformerpp.cli.train import AsJson, Overwrite
+from crossformerpp.cli.train import AsJson, Budget, Overwrite
 
 
 def export(
@@ -24,6 +24,7 @@ def export(
         int | None,
         typer.Option(min=32, help="Approximate shorter side of the images; default: the recipe's."),
     ] = None,
+    budget: Budget = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +33,9 @@ def export(
     from crossformerpp.export.formats import SUFFIXES
 
     destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
-    report = write(checkpoint, destination, form, features=features, size=size, overwrite=overwrite)
+    report = write(
+        checkpoint, destination, form, features=features, size=size, budget=budget, overwrite=overwrite
+    )
     rows = [("×".join(map(str, shape)), *found) for shape, found in report.differences.items()]
     if as_json:
         names = ("images", "difference", "share")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from crossformerpp.cli.output import say, show_json, show_table, track
-from crossformerpp.cli.train import AsJson, Overrides, Overwrite
+from crossformerpp.cli.train import AsJson, Budget, Overrides, Overwrite
 
 
 def predict(
@@ -21,6 +21,11 @@ def predict(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Minimum score of reported objects; default: 0.5.")
     ] = None,
+    budget: Budget = None,
+    cascade: Annotated[
+        bool,
+        typer.Option("--cascade", help="Use the run's large setting only where its small one is unsure."),
+    ] = False,
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
     overwrite: Overwrite = False,
@@ -34,7 +39,9 @@ def predict(
     options: dict[str, Any] = {"top_k": top_k, "show_progress": len(images) == 1 and images[0].is_file()}
     if min_score is not None:
         options["min_score"] = min_score
-    predictor = room.load_predictor(checkpoint, device, overrides or (), **options)
+    predictor = room.load_predictor(
+        checkpoint, device, overrides or (), budget=budget, cascade=cascade, **options
+    )
     found = room.find_images(images)
     folder = out or fresh_folder(Path("predictions"))
     predictions = room.predict(predictor, found, folder, overwrite=overwrite)
@@ -51,6 +58,8 @@ def predict(
         if rows:
             show_table(("image", *predictor.columns), rows)
         say(f"annotated pictures and predictions.json are in {folder}")
+    if cascade:
+        say(predictor.summary())  # type: ignore[attr-defined]
     errors = [result.error for result in results if result.error is not None]
     for error in errors:
         say(f"crossformer: {error}")

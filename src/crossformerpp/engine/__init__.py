@@ -73,7 +73,7 @@ from crossformerpp.tasks import find_task
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
-from crossformerpp.tasks.saved import open_saved
+from crossformerpp.tasks.saved import SavedRun, open_saved
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
@@ -185,26 +185,14 @@ def evaluate(
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
-    values = saved.recipe.model_dump()
-    apply_overrides(values, overrides)
-    values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
-    values["model"]["elastic"] = None
-    values["ema"] = None  # which has the averaged ones already, if there are any
-    values.pop("distill", None)  # a teacher is for training
-    if root is not None:
-        values["data"]["root"] = root
-    recipe = parse_recipe(values, f"in {saved.path}")
+    recipe = evaluated_recipe(saved, root, overrides)
     task = find_task(recipe.task)
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
         _warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
-    module = task.module(recipe, saved.class_names)
-    load_weights(module.model, saved.weights, saved.path)
-    plan = Plan(steps=saved.step, steps_per_epoch=1)
-    trainer = _trainer(recipe, [ProgressBar(plan)], logger=False)
+    trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
-    with _quiet(), _threads(recipe.trainer), said_plainly(recipe):
-        trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    module = judge(saved, recipe, split, trainer)
     seconds = time.perf_counter() - started
     evaluation = module.last_evaluation
     assert evaluation is not None
@@ -219,6 +207,37 @@ def evaluate(
             write_json(draft / "metrics.json", evaluation.metrics | about)
             evaluation.write(draft, split)
     return evaluation.metrics
+
+
+def evaluated_recipe(saved: SavedRun, root: Path | None = None, overrides: Iterable[str] = ()) -> BaseRecipe:
+    """The recipe by which a run is evaluated: without what is for training alone.
+
+    Raises:
+        ValueError: An override cannot be made.
+    """
+    values = saved.recipe.model_dump()
+    apply_overrides(values, overrides)
+    values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
+    values["model"]["elastic"] = None
+    values["ema"] = None  # which has the averaged ones already, if there are any
+    values.pop("distill", None)  # a teacher is for training
+    if root is not None:
+        values["data"]["root"] = root
+    return parse_recipe(values, f"in {saved.path}")
+
+
+def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer | None = None) -> TaskModule:
+    """A run's network as a recipe builds it, and in `last_evaluation` what it does on a split.
+
+    Raises:
+        ValueError: The weights do not fit the recipe.
+    """
+    module = find_task(recipe.task).module(recipe, saved.class_names)
+    load_weights(module.model, saved.weights, saved.path)
+    trainer = trainer or _trainer(recipe, [], logger=False)
+    with _quiet(), _threads(recipe.trainer), said_plainly(recipe):
+        trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    return module
 
 
 def _warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from crossformerpp.data.writing import disk_error, replacing_path
 from crossformerpp.export.formats import FORMATS
 from crossformerpp.export.networks import Network, open_network
-from crossformerpp.tasks.saved import open_saved
+from crossformerpp.tasks.points import open_at
 
 Format = Literal["onnx", "torch-export", "aoti"]
 Shape = tuple[int, int, int, int]
@@ -53,6 +53,7 @@ def export(
     *,
     features: bool = False,
     size: int | None = None,
+    budget: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a run, a checkpoint or a converted file in another form, and compare it with eager at three sizes.
@@ -60,6 +61,7 @@ def export(
     Args:
         features: Leave out the head: the outputs are the backbone's maps `c2` to `c5`.
         size: Shorter side of the images, about; default: the recipe's, or 512 for features.
+        budget: What an image may cost, "30ms" or "2.1GMACs": the most accurate point of the run's front within it.
         overwrite: Replace an existing destination.
 
     Raises:
@@ -70,7 +72,7 @@ def export(
         raise ValueError(f"{destination} exists and is kept; name another file or pass --overwrite")
     if not destination.parent.is_dir():
         raise ValueError(f"{destination} cannot be written: there is no folder {destination.parent}")
-    found = open_network(open_saved(checkpoint), features, size)
+    found = open_network(open_at(checkpoint, budget), features, size)
     found.about["short_sides"] = list(found.short_sides)
     with replacing_path(destination) as unfinished:
         with _quiet(), torch.no_grad():

@@ -236,9 +236,13 @@ class CrossFormer(nn.Module):
 
     def _grouped_blocks(self) -> list[list[CrossFormerBlock]]:
         stages = [cast("list[CrossFormerBlock]", list(stage.blocks.children())) for stage in self._stages()]
-        strange = {type(b.attn).__name__ for stage in stages for b in stage if type(b.attn) is not GroupAttention}
+        strange = {
+            type(b.attn).__name__ for stage in stages for b in stage if type(b.attn) is not GroupAttention
+        }
         if strange:
-            raise ValueError(f"groups can be set of LSDA only, and this model has {', '.join(sorted(strange))}")
+            raise ValueError(
+                f"groups can be set of LSDA only, and this model has {', '.join(sorted(strange))}"
+            )
         return stages
 
     def _stages(self) -> list[CrossFormerStage]:

@@ -84,12 +84,16 @@ class ElasticSection(Section):
     draw: list[Literal["largest", "smallest", "random"]] = Field(
         default=["largest", "smallest", "random"], min_length=1
     )  # the settings that a step trains
-    distill: float = Field(default=0.0, ge=0, le=1)  # share of the largest's answers in the loss of the others
+    distill: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of the largest's answers in the loss of the others
 
     @model_validator(mode="after")
     def _can_distill(self) -> Self:
         if self.distill and self.draw[0] != "largest":
-            raise ValueError(f"distill needs draw to begin with largest, which the others learn from: {self.draw}")
+            raise ValueError(
+                f"distill needs draw to begin with largest, which the others learn from: {self.draw}"
+            )
         return self
 
 
@@ -217,7 +221,9 @@ class BaseRecipe(Section):
     @model_validator(mode="after")
     def _can_distill_in_place(self) -> Self:
         if self.model.elastic is not None and self.model.elastic.distill and self.task != "classification":
-            raise ValueError(f"model.elastic.distill is for classification, not for {self.task}: leave it out")
+            raise ValueError(
+                f"model.elastic.distill is for classification, not for {self.task}: leave it out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -85,7 +85,9 @@ class Elastic:
         def of_blocks(kind: int, stages: list[list[list[Any]]]) -> tuple[tuple[Any, ...], ...]:
             picked, first = [], 0
             for blocks in stages:
-                places = [first + (block if self.section.per == "block" else 0) for block in range(len(blocks))]
+                places = [
+                    first + (block if self.section.per == "block" else 0) for block in range(len(blocks))
+                ]
                 picked.append(
                     tuple(choose(own, (kind, place)) for own, place in zip(blocks, places, strict=True))
                 )
