@@ -134,7 +134,7 @@ def gmacs(study: Study, groups: list[int]) -> float:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table per data set: mean ± standard deviation over seeds, in per cent, of each arm with each budget's groups."""
+    """A table per data set: per cent, mean ± standard deviation over seeds, of each arm with each budget's groups."""
     text = ""
     for data, study in STUDIES.items():
         costs = {budget: f"{1e3 * gmacs(study, groups):.1f}M" for budget, groups in study.budgets.items()}

@@ -104,7 +104,7 @@ class Space:
 
     def random(self, generator: np.random.Generator) -> Setting:
         """Every choice made evenly and by itself."""
-        setting = self.uniform(0, None)
+        setting = self.uniform(0, self.sizes[0])
         for gene in self.genes():
             setting = self.with_gene(setting, gene, _any(generator, self.choices(gene)))
         return _normal(setting)

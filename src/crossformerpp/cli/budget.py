@@ -116,10 +116,9 @@ def cascade(
             raise ValueError(f"{option} {number}: the front has {len(points)} points")
     if numbers[0] == numbers[1]:
         raise ValueError(f"a cascade needs two points of the front; both are number {numbers[0]}")
-    bar = track(range(2), 2, "cascade")
-    sections = [points[number - 1].setting for number in numbers]
-    found = measure_cascade(judge, *sections, resamples, advance=lambda: next(bar, None))
-    next(bar, None)
+    settings = [points[number - 1].setting for number in numbers]
+    both = [judge.answers(judge.setting_of(setting)) for setting in track(settings, 2, "cascade")]
+    found = measure_cascade(judge.saved.step, settings, both, resamples)
     section, folder = found.section, budget_folder(run)
     with replacing_folder(folder) as draft:
         write_rows([asdict(point) for point in found.curve], draft / "cascade.csv")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lightning_fabric.utilities import move_data_to_device
 
-from crossformerpp.analysis.attention_maps import block_attentions
+from crossformerpp.analysis.attention_maps import BlockAttention, block_attentions
 from crossformerpp.analysis.budget import Point, Setting, Space
 from crossformerpp.analysis.cascade import Answers
 from crossformerpp.analysis.group_choice import choose_groups
@@ -44,7 +44,7 @@ _TIMED_SECONDS = (
 )
 _LOOKED_AT = 32  # images whose attention is measured
 _GROUP_SIZES = (2, 4, 7, 10, 14)  # the paper's [4, 14], and less for small images
-_TRIES = 3000  # random settings looked at for those of equal cost
+_TRIES = 1000  # random settings looked at for those of equal cost
 
 
 class Rival(NamedTuple):
@@ -72,6 +72,7 @@ class Judge:
         self._which: Any = "val" if root is None else "test"
         self._splits: dict[int | None, Split] = {}
         self._costs: dict[int | None, GroupCosts] = {}
+        self._attentions: list[BlockAttention] | None = None
         self._log: JsonLines | None = None
         self._measured: dict[str, dict[str, Any]] = {}  # the figures of a point, by its setting
         uses_gpu = self.recipe.trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
@@ -191,26 +192,28 @@ class Judge:
                 yield Rival(budget, "attention kept", chosen)
             generator, known = np.random.default_rng([seed, place]), set[Hashable]()
             for _ in range(_TRIES):
+                if len(known) == num_random:
+                    break
                 setting = space.random(generator)
-                if len(known) < num_random and 0.9 * budget <= self.macs(setting) <= budget:
-                    if self.key(setting) not in known:
-                        yield Rival(budget, "random", setting)
+                if 0.9 * budget <= self.macs(setting) <= budget and self.key(setting) not in known:
                     known.add(self.key(setting))
+                    yield Rival(budget, "random", setting)
 
     def _by_attention(self, space: Space, budget: int) -> Setting | None:
         """The groups that `analyze groups` chooses; None where it cannot meet the budget."""
-        module, size = self._module(self.recipe), self.own.size
-        model = find_backbone(module.judged)
+        model, size = find_backbone(self._module(self.recipe).judged), self.own.size
         sizes = [choice for choices in space.group_sizes for choice in choices]
-        model.set_groups([max(sizes)] * len(space.depths))
-        data = self.split(size).dataset
-        count = min(_LOOKED_AT, len(data))  # type: ignore[arg-type]
-        batches = (data[number][0].unsqueeze(0) for number in range(count))
-        attentions = block_attentions(model, batches)
-        model.set_groups(*self.own.groups)
+        if self._attentions is None:
+            model.set_groups([max(sizes)] * len(space.depths))
+            data = self.split(size).dataset
+            count = min(_LOOKED_AT, len(data))  # type: ignore[arg-type]
+            self._attentions = block_attentions(
+                model, (data[number][0].unsqueeze(0) for number in range(count))
+            )
+            model.set_groups(*self.own.groups)
         assert size is not None
         try:
-            choices = choose_groups(model, attentions, size, min(sizes), max(sizes), budget)
+            choices = choose_groups(model, self._attentions, size, min(sizes), max(sizes), budget)
         except ValueError:
             return None
         chosen = tuple(tuple(stage) for stage in choices.group_sizes)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from crossformerpp.analysis.budget_report import interval
 from crossformerpp.analysis.cascade import Answers, CascadePoint, cascade_at, cascade_curve, choose_threshold
-from crossformerpp.engine.budget import Judge, draws, halves
+from crossformerpp.engine.budget import draws, halves
 from crossformerpp.tasks.classification.cascade import CascadeSection
 from crossformerpp.tasks.points import SettingSection
 
@@ -24,24 +24,18 @@ class MeasuredCascade:
 
 
 def measure_cascade(
-    judge: Judge,
-    small: SettingSection,
-    large: SettingSection,
-    resamples: int,
-    advance: Callable[[], None] = lambda: None,
+    step: int, settings: Sequence[SettingSection], both: Sequence[Answers], resamples: int
 ) -> MeasuredCascade:
     """Choose the threshold in the images that a search looks at, and measure in the others what it gives.
 
     Args:
-        advance: Called after each setting.
+        step: Of the run's checkpoint.
+        settings: The small and the large one, and
+        both: what they say of all images.
 
     Raises:
-        ValueError: The run is no classifier's, or the small setting costs no less than the large one.
+        ValueError: The small setting costs no less than the large one.
     """
-    both = []
-    for section in (small, large):
-        both.append(judge.answers(judge.setting_of(section)))
-        advance()
     if both[0].macs >= both[1].macs:
         raise ValueError(
             f"the small setting costs {both[0].macs / 1e6:.4g}M multiply-accumulates, no less than the large one's "
@@ -58,9 +52,9 @@ def measure_cascade(
         ]
     )
     section = CascadeSection(
-        step=judge.saved.step,
-        small=small,
-        large=large,
+        step=step,
+        small=settings[0],
+        large=settings[1],
         **asdict(chosen),
         small_accuracy=float(ours.right.mean()),
         small_macs=ours.macs,
