@@ -254,7 +254,7 @@ class Judge:
         split, device = self.split(size), device or self._device
         batch = move_data_to_device(split.collate([split.dataset[0]]), device)
         module.eval().to(device)
-        return torch.no_grad()(lambda: module.evaluate_batch(module.judged, batch))
+        return torch.inference_mode()(lambda: module.evaluate_batch(module.judged, batch))
 
 
 def halves(num_images: int) -> tuple[np.ndarray, np.ndarray]:
