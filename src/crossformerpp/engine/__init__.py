@@ -189,7 +189,7 @@ def evaluate(
     task = find_task(recipe.task)
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
-        _warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
+        warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
     trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
@@ -235,12 +235,13 @@ def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer
     module = find_task(recipe.task).module(recipe, saved.class_names)
     load_weights(module.model, saved.weights, saved.path)
     trainer = trainer or _trainer(recipe, [], logger=False)
-    with _quiet(), _threads(recipe.trainer), said_plainly(recipe):
+    with _quiet(), threads(recipe.trainer), said_plainly(recipe):
         trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
     return module
 
 
-def _warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
+def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
+    """Warn where a split is not the one that a checkpoint's mark says."""
     text = data_change(before, split)
     if text is None:
         return
@@ -303,7 +304,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         val_check_interval=eval_every * section.accumulate,
         check_val_every_n_epoch=None,
     )
-    with _quiet(), _threads(section), said_plainly(module.recipe, run):
+    with _quiet(), threads(section), said_plainly(module.recipe, run):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if saver.is_pending(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
@@ -350,13 +351,14 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(section: TrainerSection) -> Iterator[None]:
-    before = torch.get_num_threads()
+def threads(section: TrainerSection) -> Iterator[None]:
+    """With as many threads of the CPU as the recipe says."""
+    before = torch.get_numthreads()
     try:
-        torch.set_num_threads(section.threads or before)
+        torch.set_numthreads(section.threads or before)
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_numthreads(before)
 
 
 def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from crossformerpp.analysis.group_costs import GroupCosts
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import JsonLines
-from crossformerpp.engine import _threads, evaluated_recipe, judge
+from crossformerpp.engine import evaluated_recipe, judge, threads, warn_of_changed_data
 from crossformerpp.engine.changes import data_mark
 from crossformerpp.layers.grouping import Interval
 from crossformerpp.recipes.load import dump_recipe
@@ -39,6 +39,7 @@ from crossformerpp.tasks.points import SettingSection, image_size, recipe_at
 from crossformerpp.tasks.saved import open_saved
 
 _HALVES, _DRAWS = 0, 1  # seeds: of the images that the search looks at, of the draws of the others
+_ALONE = ["model.compile=false", "trainer.devices=1", "trainer.nodes=1", "trainer.strategy=auto"]
 _TIMED_SECONDS = (
     0.5  # for each setting as it is measured, and for each of the front when they are timed in turn
 )
@@ -68,7 +69,12 @@ class Judge:
             ValueError: The run or the data cannot be used, or the network has no CrossFormer in it.
         """
         self.saved, self.resamples = open_saved(path), resamples
-        self.recipe = evaluated_recipe(self.saved, root, ["model.compile=false"])
+        self.recipe = evaluated_recipe(self.saved, root, _ALONE)
+        position = str(self.recipe.model.options.get("position"))
+        if position in ("rpb", "rpb-offline"):
+            raise ValueError(
+                f"{path}: its position is {position}, a table learnt for groups of one size; dpb and rpb-online serve any"
+            )
         self._which: Any = "val" if root is None else "test"
         self._splits: dict[int | None, Split] = {}
         self._costs: dict[int | None, GroupCosts] = {}
@@ -87,8 +93,8 @@ class Judge:
         """Where it times."""
         if self._device.type == "cuda":
             return torch.cuda.get_device_name()
-        with _threads(self.recipe.trainer):
-            return f"CPU, {torch.get_num_threads()} thread(s)"
+        with threads(self.recipe.trainer):
+            return f"CPU, {torch.get_numthreads()} thread(s)"
 
     def open_log(self, path: Path) -> None:
         """Log what is measured, and take from the log what was.
@@ -97,6 +103,9 @@ class Judge:
             ValueError: The log is of another run, other data or other draws, or damaged.
         """
         page = hashlib.sha256(dump_recipe(self.recipe).encode()).hexdigest()[:16]
+        if self._which == "val":
+            root = str(self.recipe.model_dump()["data"]["root"])
+            warn_of_changed_data(self.saved.data.get("val"), self.split(self.own.size), root)
         about = {"step": self.saved.step, "recipe": page, "data": data_mark(self.split(self.own.size))}
         about |= {"resamples": self.resamples, "device": self._device.type}
         log = JsonLines(path)
@@ -137,7 +146,7 @@ class Judge:
     def _figures(self, setting: Setting) -> dict[str, Any]:
         evaluation, module = self.evaluate(setting)
         call = self._one_image(module, setting.size)
-        with _threads(self.recipe.trainer):
+        with threads(self.recipe.trainer):
             timing = time_in_turn({"": call}, _TIMED_SECONDS, device=self._device.type)[""]
         search, held_out = halves(evaluation.num_images)
         return {
@@ -177,7 +186,7 @@ class Judge:
             for number, point in enumerate(points):
                 if point.setting.size == size:
                     calls[str(number)] = _with_groups(backbone.set_groups, point.setting, call)
-        with _threads(self.recipe.trainer):
+        with threads(self.recipe.trainer):
             timings = time_in_turn(calls, _TIMED_SECONDS * len(calls), device=self._device.type)
         return [replace(p, ms=timings[str(number)].median * 1e3) for number, p in enumerate(points)]
 

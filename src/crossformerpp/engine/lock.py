@@ -28,8 +28,12 @@ class RunInUseError(ValueError):
 class RunLock:
     """Holds a folder while its `with` block runs; the folder is made if it is not there."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, work: str = "training") -> None:
+        """
+        Args:
+            work: What the process does there, for the message to another one.
+        """
+        self.folder, self.work = folder, work
         self.path = folder / NAME
         self.about = {**_whoami(os.getpid()), "token": secrets.token_hex(8)}
         self._beats = 0
@@ -84,7 +88,7 @@ class RunLock:
         who = f"process {about.get('pid', '?')} on {about.get('host', 'an unknown machine')}"
         if self._is_alive(about, owner):
             raise RunInUseError(
-                f"{self.folder}: {who} is training in this folder; wait until it ends, or choose another --out"
+                f"{self.folder}: {who} is {self.work} in this folder; wait until it ends, or choose another --out"
             )
         aside = self.path.with_name(f"{NAME}.{self.about['token']}")
         try:
@@ -93,7 +97,7 @@ class RunLock:
             return
         if _parse(aside.read_text("utf-8", "replace")).get("token") != about.get("token"):
             aside.rename(self.path)  # somebody else was faster, and lives
-            raise RunInUseError(f"{self.folder}: another process has just begun to train in this folder")
+            raise RunInUseError(f"{self.folder}: another process has just begun {self.work} in this folder")
         aside.unlink(missing_ok=True)
 
     def _is_alive(self, about: dict[str, Any], owner: str) -> bool:

@@ -80,6 +80,9 @@ class ElasticSection(Section):
         None  # choices of I, per stage; default: the model's own
     )
     lda: list[Literal["regional", "spanning"]] = Field(default_factory=list)  # choices, alike for all stages
+    sizes: list[Annotated[int, Field(ge=32)]] = Field(
+        default_factory=list
+    )  # choices of the side that batches are resized to, of classifiers; default: as they come
     per: Literal["stage", "block"] = "stage"  # random settings draw for each stage or for each block
     draw: list[Literal["largest", "smallest", "random"]] = Field(
         default=["largest", "smallest", "random"], min_length=1
