@@ -33,8 +33,8 @@ def test_every_budget_lies_in_the_range_that_is_trained() -> None:
         recipe = load_recipe(study.recipe, texts)
         model = timm.create_model("crossformerpp_small", **recipe.model.options)
         trained = Elastic(recipe.model.elastic, model, seed=0)
-        assert list(trained.smallest.options()["group_sizes"]) == study.budgets["small"]
-        assert list(trained.largest.options()["group_sizes"]) == study.budgets["large"]
+        assert list(trained.smallest.groups.options()["group_sizes"]) == study.budgets["small"]
+        assert list(trained.largest.groups.options()["group_sizes"]) == study.budgets["large"]
         for choices, size in zip(study.ranges, study.budgets["medium"], strict=True):
             assert size in choices
 

@@ -37,26 +37,28 @@ def batch():
 def test_settings_are_drawn_from_their_ranges_by_seed_and_step() -> None:
     module = module_of(RANGES + ", per: block, lda: [regional, spanning]")
     elastic = module.elastic
-    assert elastic.smallest == Groups(
+    assert elastic.smallest.groups == Groups(
         ((2,), (2,), (1, 1), (1,)), (("adaptive",), (1,), (1, 1), (1,)), ("regional",) * 4
     )
-    assert elastic.largest == Groups(
+    assert elastic.largest.groups == Groups(
         ((8,), (4,), (2, 2), (1,)), ((2,), (1,), (1, 1), (1,)), ("spanning",) * 4
     )
     drawn = [elastic.random(step, 2) for step in range(200)]
     again = module_of(RANGES + ", per: block, lda: [regional, spanning]").elastic
     assert drawn == [again.random(step, 2) for step in range(200)]
+    assert {each.size for each in drawn} == {None}
+    drawn = [each.groups for each in drawn]
     assert {groups.group_sizes[0][0] for groups in drawn} == {2, 4, 8}
     assert {groups.intervals[0][0] for groups in drawn} == {"adaptive", 2}
     assert {groups.group_sizes[2] for groups in drawn} == set(itertools.product((1, 2), repeat=2))
     assert {groups.lda[1] for groups in drawn} == {"regional", "spanning"}
     other = Elastic(module.recipe.model.elastic, module.model, seed=1)
-    assert drawn != [other.random(step, 2) for step in range(200)]
+    assert drawn != [other.random(step, 2).groups for step in range(200)]
 
 
 def test_of_a_stage_all_blocks_draw_alike_unless_asked() -> None:
     drawn = [module_of(RANGES).elastic.random(step, 0) for step in range(20)]
-    assert {groups.group_sizes[2] for groups in drawn} == {(1, 1), (2, 2)}
+    assert {each.groups.group_sizes[2] for each in drawn} == {(1, 1), (2, 2)}
 
 
 def test_a_step_has_the_mean_loss_and_gradient_of_its_settings(batch) -> None:
@@ -68,8 +70,8 @@ def test_a_step_has_the_mean_loss_and_gradient_of_its_settings(batch) -> None:
     assert module.model.groups == own
     module.zero_grad()
     expected = []
-    for groups in (module.elastic.largest, module.elastic.smallest, module.elastic.random(3, 2)):
-        module.model.set_groups(*groups)
+    for drawn in (module.elastic.largest, module.elastic.smallest, module.elastic.random(3, 2)):
+        module.model.set_groups(*drawn.groups)
         expected.append(module.loss(batch)["loss"])
         (expected[-1] / 3).backward()
     assert len({loss.item() for loss in expected}) > 1  # settings differ at all
@@ -81,12 +83,24 @@ def test_the_largest_teaches_the_others(batch) -> None:
     module = module_of(RANGES + ", distill: 0.75, draw: [largest, smallest]", *PLAIN)
     loss = module.training_step(batch, 0)
     logits = []
-    for groups in (module.elastic.largest, module.elastic.smallest):
-        module.model.set_groups(*groups)
+    for drawn in (module.elastic.largest, module.elastic.smallest):
+        module.model.set_groups(*drawn.groups)
         logits.append(module.model(batch[0]))
     largest, smallest = (module.criterion(each, batch[1]) for each in logits)
     taught = distillation_loss(logits[1], logits[0], temperature=1.0)
     torch.testing.assert_close(loss, (largest + 0.25 * smallest + 0.75 * taught) / 2)
+
+
+def test_images_are_resized_to_the_sizes_of_the_range(batch) -> None:
+    module = module_of(RANGES + ", sizes: [32, 48], draw: [largest, smallest, random]", *PLAIN)
+    seen = []
+    module.model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    module.training_step(batch, 0)
+    assert seen[:2] == [(8, 3, 48, 48), (8, 3, 32, 32)]
+    assert seen[2][2:] == (module.elastic.random(3, 2).size,) * 2
+    assert {module.elastic.random(step, 0).size for step in range(30)} == {32, 48}
+    flat = torch.ones(1, 3, 32, 32) * 0.5
+    torch.testing.assert_close(module.elastic.largest.view(flat), torch.ones(1, 3, 48, 48) * 0.5)
 
 
 def test_groups_are_restored_where_a_step_fails(batch) -> None:
@@ -144,3 +158,5 @@ def test_only_classifiers_distil() -> None:
 
     with pytest.raises(ValueError, match="for classification, not for segmentation"):
         load_recipe("digit_scenes/semantic_fpn", [f"model.elastic={{{RANGES}, distill: 1}}"])
+    with pytest.raises(ValueError, match=r"elastic\.sizes is for classification"):
+        load_recipe("digit_scenes/semantic_fpn", [f"model.elastic={{{RANGES}, sizes: [64]}}"])

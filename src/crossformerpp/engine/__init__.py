@@ -353,12 +353,12 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def threads(section: TrainerSection) -> Iterator[None]:
     """With as many threads of the CPU as the recipe says."""
-    before = torch.get_numthreads()
+    before = torch.get_num_threads()
     try:
-        torch.set_numthreads(section.threads or before)
+        torch.set_num_threads(section.threads or before)
         yield
     finally:
-        torch.set_numthreads(before)
+        torch.set_num_threads(before)
 
 
 def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:

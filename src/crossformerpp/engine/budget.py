@@ -73,7 +73,7 @@ class Judge:
         position = str(self.recipe.model.options.get("position"))
         if position in ("rpb", "rpb-offline"):
             raise ValueError(
-                f"{path}: its position is {position}, a table learnt for groups of one size; dpb and rpb-online serve any"
+                f"{path}: its position is {position}, a table for groups of one size; dpb and rpb-online serve any"
             )
         self._which: Any = "val" if root is None else "test"
         self._splits: dict[int | None, Split] = {}
@@ -94,7 +94,7 @@ class Judge:
         if self._device.type == "cuda":
             return torch.cuda.get_device_name()
         with threads(self.recipe.trainer):
-            return f"CPU, {torch.get_numthreads()} thread(s)"
+            return f"CPU, {torch.get_num_threads()} thread(s)"
 
     def open_log(self, path: Path) -> None:
         """Log what is measured, and take from the log what was.

@@ -222,11 +222,12 @@ class BaseRecipe(Section):
     trainer: TrainerSection
 
     @model_validator(mode="after")
-    def _can_distill_in_place(self) -> Self:
-        if self.model.elastic is not None and self.model.elastic.distill and self.task != "classification":
-            raise ValueError(
-                f"model.elastic.distill is for classification, not for {self.task}: leave it out"
-            )
+    def _is_elastic_as_its_task(self) -> Self:
+        for name in ("distill", "sizes"):
+            if self.task != "classification" and getattr(self.model.elastic, name, None):
+                raise ValueError(
+                    f"model.elastic.{name} is for classification, not for {self.task}: leave it out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from crossformerpp.layers.group_size import Groups
 from crossformerpp.models import CrossFormer
 from crossformerpp.recipes.schema import ElasticSection
 
 _STREAM = 0xE1A5  # sets these draws apart from the others of a seed
+
+
+class Drawn(NamedTuple):
+    """A setting that a step trains: groups, and the side that images are resized to; None leaves them as they are."""
+
+    groups: Groups
+    size: int | None
+
+    def view(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) as the setting sees them: (B, C, size, size)."""
+        if self.size is None or images.shape[-2:] == (self.size, self.size):
+            return images
+        return F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
 
 
 class Elastic:
@@ -47,39 +61,35 @@ class Elastic:
         self._lda = [section.lda or [word] for word in own.lda]
 
     @property
-    def smallest(self) -> Groups:
+    def smallest(self) -> Drawn:
         """The first choice of every range."""
         return self._pick(lambda choices, _: choices[0])
 
     @property
-    def largest(self) -> Groups:
+    def largest(self) -> Drawn:
         """The last choice of every range."""
         return self._pick(lambda choices, _: choices[-1])
 
-    def random(self, step: int, number: int) -> Groups:
+    def random(self, step: int, number: int) -> Drawn:
         """The `number`-th random setting of a step: every range drawn from evenly and by itself."""
         generator = np.random.default_rng([self.seed, _STREAM, step, number])
-        shares = generator.random((2, sum(map(len, self._sizes)) + len(self._lda)))
+        shares = generator.random((2, sum(map(len, self._sizes)) + len(self._lda) + 1))
         return self._pick(lambda choices, place: choices[int(shares[place] * len(choices))])
 
-    def each(self, step: int) -> Iterator[str]:
-        """Have the network take on the settings of a step one after the other, and its own again at the end.
-
-        Yields:
-            "largest", "smallest" or "random".
-        """
+    def each(self, step: int) -> Iterator[Drawn]:
+        """Have the network take on the groups of a step's settings one after the other, and its own again at the end."""
         own = self.backbone.groups
         try:
             for number, kind in enumerate(self.section.draw):
-                groups = self.random(step, number) if kind == "random" else getattr(self, kind)
+                drawn = self.random(step, number) if kind == "random" else getattr(self, kind)
                 with warnings.catch_warnings():  # of a size that spanning LDA does not use: drawn, not chosen
                     warnings.simplefilter("ignore")
-                    self.backbone.set_groups(*groups)
-                yield kind
+                    self.backbone.set_groups(*drawn.groups)
+                yield drawn
         finally:
             self.backbone.set_groups(*own)
 
-    def _pick(self, choose: Any) -> Groups:
+    def _pick(self, choose: Any) -> Drawn:
         """A setting; `choose` gets the choices and a place (kind, number) that blocks of a stage share if they must."""
 
         def of_blocks(kind: int, stages: list[list[list[Any]]]) -> tuple[tuple[Any, ...], ...]:
@@ -96,7 +106,8 @@ class Elastic:
 
         last = sum(map(len, self._sizes))
         words = tuple(choose(choices, (0, last + stage)) for stage, choices in enumerate(self._lda))
-        return Groups(of_blocks(0, self._sizes), of_blocks(1, self._gaps), words)
+        size = choose(self.section.sizes, (0, last + len(self._lda))) if self.section.sizes else None
+        return Drawn(Groups(of_blocks(0, self._sizes), of_blocks(1, self._gaps), words), size)
 
 
 def find_backbone(network: nn.Module) -> CrossFormer:

@@ -67,8 +67,8 @@ class ClassificationModule(TaskModule):
         images, labels = self._mixed(batch)
         weight, parts = elastic.section.distill, []
         largest: Tensor | None = None
-        for _ in elastic.each(self.global_step):
-            logits = self.model(images)
+        for drawn in elastic.each(self.global_step):
+            logits = self.model(drawn.view(images))
             losses = self._losses(images, labels, logits)
             if largest is not None and weight:
                 taught = distillation_loss(logits, largest, temperature=1.0)
