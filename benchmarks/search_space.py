@@ -36,7 +36,7 @@ def row(name: str, groups: Groups, choices: tuple[int, ...], costs: GroupCosts) 
     """Of the table: distinct settings, and multiply-accumulates from the cheapest to the costliest."""
     found = {costs.key(setting): setting for setting in settings(groups, choices)}
     macs = sorted(costs.macs(setting) for setting in found.values())
-    return f"| {name} | {len(found)} | {macs[0] / 1e6:,.4g}M | {macs[-1] / 1e6:,.4g}M |"
+    return f"| {name} | {len(found)} | {macs[0] / 1e6:,.2f}M | {macs[-1] / 1e6:,.2f}M |"
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:

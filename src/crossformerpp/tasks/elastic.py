@@ -77,7 +77,7 @@ class Elastic:
         return self._pick(lambda choices, place: choices[int(shares[place] * len(choices))])
 
     def each(self, step: int) -> Iterator[Drawn]:
-        """Have the network take on the groups of a step's settings one after the other, and its own again at the end."""
+        """Have the network take on the groups of each setting of a step in turn, and in the end its own again."""
         own = self.backbone.groups
         try:
             for number, kind in enumerate(self.section.draw):
