@@ -61,7 +61,7 @@ class LiteralAttention(nn.Module):
         if mask is not None:  # S N, True where a key is real
             S = mask.shape[0]
             attention = attention.view(n // S, S, self.num_heads, N, N)
-            attention = attention.masked_fill(~mask[None, :, None, None, :], torch.finfo(x.dtype).min)
+            attention = attention.masked_fill(~mask[None, :, None, None, :], torch.finfo(attention.dtype).min)
             attention = attention.view(n, self.num_heads, N, N)
         attention = attention.softmax(dim=-1)
         return self.proj((attention @ v).transpose(1, 2).reshape(n, N, C))

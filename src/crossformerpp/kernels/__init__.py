@@ -13,6 +13,7 @@ from crossformerpp.kernels.execution import (
     takes_blocks,
     without_autocast,
 )
+from crossformerpp.kernels.map_attention import map_attention, takes_maps
 from crossformerpp.kernels.memory import forget, remember
 from crossformerpp.kernels.operators import differentiable_operator, operator
 from crossformerpp.kernels.products import linear, mlp
@@ -30,6 +31,7 @@ __all__ = [
     "is_compiled",
     "is_plain_eager",
     "linear",
+    "map_attention",
     "mlp",
     "needs_padding",
     "operator",
@@ -38,5 +40,6 @@ __all__ = [
     "sizes_are_symbols",
     "spread",
     "takes_blocks",
+    "takes_maps",
     "without_autocast",
 ]

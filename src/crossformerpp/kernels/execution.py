@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn.modules.module import _has_any_global_hook
 
 _PLAIN = (Tensor, nn.Parameter)
+# With CROSSFORMERPP_KERNELS=default everything is computed as PyTorch would by itself.
+DEFAULTS_ONLY = os.environ.get("CROSSFORMERPP_KERNELS", "") == "default"
 
 
 def is_plain_eager(*tensors: Tensor) -> bool:
@@ -61,6 +63,8 @@ def needs_padding(height: int, width: int) -> bool:
 
 def if_at_most(value: Any, limit: int, then: int, otherwise: int) -> Any:
     """`then if value <= limit else otherwise`, without a branch that would specialise a graph of symbolic sizes."""
+    if not torch.compiler.is_compiling():
+        return then if value <= limit else otherwise
     is_at_most = torch.sym_min(1, torch.sym_max(0, limit + 1 - value))
     return otherwise + (then - otherwise) * is_at_most
 
@@ -74,5 +78,5 @@ def takes_blocks(x: Tensor) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Full precision for what is computed in it."""
-    is_known = is_autocast_available(device.type)  # of the meta device it is not
-    return torch.autocast(device.type, enabled=False) if is_known else nullcontext()
+    # the meta device has none; asking PyTorch which devices have would break a graph (2.11)
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -78,8 +78,13 @@ class GroupAttention(nn.Module):
         """(B, H, W, C) -> (B, H, W, C)."""
         H, W = x.shape[1:3]
         dropout = self.attn_drop if self.training else 0.0
+        gh, gw, interval = self.rule.cells(H, W)
+        if dropout == 0.0 and kernels.takes_maps(x, self.num_heads, gh, gw):
+            table = self.offset_biases((gh, gw))
+            attended = kernels.map_attention(self.qkv(x), table, self.num_heads, gh, gw, interval)
+            return self.proj_drop(self.proj(attended))
         if kernels.is_compiled() and dropout == 0.0:
-            table = self.offset_biases(self.rule.sides(H, W))
+            table = self.offset_biases((gh, gw))
             return self.proj_drop(
                 self.proj(_attend_on_map(self.qkv(x), table, self.num_heads, *self.rule.flat()))
             )

@@ -64,11 +64,17 @@ class GroupRule(NamedTuple):
 
     def sides(self, height: int, width: int) -> Sides:
         """Height and width of the largest group on a map."""
-        gh, gw = self._regions(height, width)[0]
+        gh, gw, _ = self.cells(height, width)
+        return gh, gw
+
+    def cells(self, height: int, width: int) -> tuple[int, int, int]:
+        """(gh, gw, I) of a map whose sides may be symbols; gh = H, gw = W, I = 1 where it is one group."""
+        (gh, gw), interval = self._regions(height, width)
         shorter = torch.sym_min(height, width)
         return (
             kernels.if_at_most(shorter, self.group_size, height, gh),
             kernels.if_at_most(shorter, self.group_size, width, gw),
+            kernels.if_at_most(shorter, self.group_size, 1, interval),
         )
 
     def on(self, height: int, width: int) -> Grouping:
