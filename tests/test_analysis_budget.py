@@ -44,6 +44,7 @@ def test_no_point_of_the_front_is_dominated_and_every_other_is() -> None:
         any(dominates(f, p) or (f.macs, f.search) == (p.macs, p.search) for f in front) for p in points
     )
     assert [p.macs for p in front] == sorted({p.macs for p in front})
+    assert pareto_front([point(1, float("nan")), *points]) == front
 
 
 def test_every_way_to_make_settings_stays_in_the_space() -> None:

@@ -65,5 +65,5 @@ def test_spaces_are_counted_once_for_maps_that_they_group_alike() -> None:
     assert search_space.row("s3", model.groups, search_space.S3, costs).startswith(
         "| s3 | 4 |"
     )  # 7 or 14; 7 or 8
-    ours = search_space.row("ours", model.groups, search_space.OURS, costs)
-    assert ours.startswith(f"| ours | {11 * 5} |")  # 4 to 14; 4 to 8
+    ours = search_space.row("ours", model.groups, (4, 7, 8, 12), costs)
+    assert ours.startswith("| ours | 12 |")  # 4, 7, 8 or 12; 4, 7 or 8

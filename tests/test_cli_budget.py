@@ -151,6 +151,10 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(run, digits, call, tm
     status, _, err = call("analyze", "budget", other, "--data", digits, *BUDGET, "--resamples", 3)
     assert status == 2
     assert "with other --resamples; pass --overwrite" in err
+    log.write_bytes(whole + b'{"setting": {}}\n')
+    status, _, err = call("analyze", "budget", other, "--data", digits, *BUDGET)
+    assert status == 2
+    assert f"line {len(lines) + 1} is no measurement of a setting" in err
 
 
 def test_predict_takes_the_most_accurate_point_within_a_budget(run, digits, call, tmp_path) -> None:

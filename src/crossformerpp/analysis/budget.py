@@ -60,7 +60,8 @@ class Point:
 def pareto_front(points: Sequence[Point], cost: Literal["macs", "ms"] = "macs") -> list[Point]:
     """The points than which none is both cheaper and more accurate in the search's images, cheapest first."""
     front: list[Point] = []
-    for point in sorted(points, key=lambda p: (getattr(p, cost), -p.search)):
+    known = [point for point in points if not np.isnan(point.search)]
+    for point in sorted(known, key=lambda p: (getattr(p, cost), -p.search)):
         if not front or point.search > front[-1].search:
             front.append(point)
     return front

@@ -72,6 +72,10 @@ def budget(
         search = Search(space, starts, judge.measure, judge.macs, judge.key)
         points = list(track(search.run(evaluations, seed), evaluations, "search"))
         front = pareto_front(points)
+        if not front:
+            raise ValueError(
+                f"{run}: {judge.metric} is not a number in these images; measure on others: --data"
+            )
         budgets = report.quantile_budgets(front, judge.macs(judge.own))
         rivals = list(judge.rivals(space, budgets, randoms, seed))
         measured: dict[tuple[int, str], list[Point]] = {}

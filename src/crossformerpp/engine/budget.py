@@ -45,6 +45,7 @@ _TIMED_SECONDS = (
 )
 _LOOKED_AT = 32  # images whose attention is measured
 _GROUP_SIZES = (2, 4, 7, 10, 14)  # the paper's [4, 14], and less for small images
+_LOGGED = {"setting", "macs", "ms", "score", "search", "held_out", "resampled"}  # keys of a log's line
 _TRIES = 1000  # random settings looked at for those of equal cost
 
 
@@ -117,8 +118,12 @@ class Judge:
                 "or choose another --out"
             )
         self._log = log
-        for entry in log.entries[1:]:
-            self._measured[_name(entry.pop("setting"))] = entry
+        for number, entry in enumerate(log.entries[1:], start=2):
+            if not isinstance(entry, dict) or entry.keys() != _LOGGED:
+                raise ValueError(
+                    f"{path}: line {number} is no measurement of a setting; delete it, or the file"
+                )
+            self._measured[_name(entry["setting"])] = {k: v for k, v in entry.items() if k != "setting"}
 
     def key(self, setting: Setting) -> Hashable:
         """Equal for settings that are the same network on the first image."""
