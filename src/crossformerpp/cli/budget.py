@@ -63,7 +63,7 @@ def budget(
     judge = Judge(run, data, resamples)
     space = default_space(judge, per, group_sizes, intervals, sizes)
     folder = out or budget_folder(run)
-    with RunLock(folder, "measuring"):
+    with RunLock(folder, "search"):
         log = folder / "evaluations.jsonl"
         if overwrite:
             log.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One process at a time per run folder.
+"""One process at a time per folder of a run or of predictions.
 
 The lock is a file, made with O_EXCL, which network file systems have, where they lack flock. It says who made it. A
 process that was killed leaves it behind, harmlessly: on the same machine the next one sees that its owner is gone,
@@ -14,7 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 NAME = ".running"
 BEAT = 4.0  # seconds between two signs of life
@@ -22,18 +22,19 @@ PATIENCE = 15.0  # seconds without one, after which an owner on another machine 
 
 
 class RunInUseError(ValueError):
-    """Another process trains in this folder."""
+    """Another process works in this folder."""
 
 
 class RunLock:
-    """Holds a folder while its `with` block runs; the folder is made if it is not there."""
+    """Holds a folder while its `with` block runs; the folder is made if it is not there.
 
-    def __init__(self, folder: Path, work: str = "training") -> None:
-        """
-        Args:
-            work: What the process does there, for the message to another one.
-        """
-        self.folder, self.work = folder, work
+    Args:
+        work: What its owners do in the folder, for errors.
+    """
+
+    def __init__(self, folder: Path, work: Literal["train", "predict", "search"] = "train") -> None:
+        self.folder = folder
+        self.work = work
         self.path = folder / NAME
         self.about = {**_whoami(os.getpid()), "token": secrets.token_hex(8)}
         self._beats = 0
@@ -88,7 +89,7 @@ class RunLock:
         who = f"process {about.get('pid', '?')} on {about.get('host', 'an unknown machine')}"
         if self._is_alive(about, owner):
             raise RunInUseError(
-                f"{self.folder}: {who} is {self.work} in this folder; wait until it ends, or choose another --out"
+                f"{self.folder}: {who} is {self.work}ing in this folder; wait until it ends, or choose another --out"
             )
         aside = self.path.with_name(f"{NAME}.{self.about['token']}")
         try:
@@ -97,7 +98,9 @@ class RunLock:
             return
         if _parse(aside.read_text("utf-8", "replace")).get("token") != about.get("token"):
             aside.rename(self.path)  # somebody else was faster, and lives
-            raise RunInUseError(f"{self.folder}: another process has just begun {self.work} in this folder")
+            raise RunInUseError(
+                f"{self.folder}: another process has just begun to {self.work} in this folder"
+            )
         aside.unlink(missing_ok=True)
 
     def _is_alive(self, about: dict[str, Any], owner: str) -> bool:
