@@ -142,6 +142,10 @@ def cascade(
     ]
     title = f"held-out images; cascade minus large: 95% interval {low:+.4f} to {high:+.4f}"
     show_table(("setting", "accuracy", "MACs, mean"), rows, title)
+    if section.macs >= section.large_macs:
+        say(
+            "this cascade saves nothing: it costs no less than its large setting; pass other --small and --large"
+        )
     say(
         f"cascade.json, cascade.csv and cascade.png are in {folder}; to use it: crossformer predict {run} --cascade"
     )
