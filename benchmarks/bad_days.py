@@ -1,6 +1,7 @@
 """Kills, full disks and read-only folders: nothing is half there, and every run goes on or says what to do.
 
     python -m benchmarks.bad_days kill [--moments 100]      SIGKILL and SIGTERM at random moments
+    python -m benchmarks.bad_days predict [--moments 10]    SIGKILL at random moments of one prediction of 500 images
     python -m benchmarks.bad_days disk                      a disk of 3 MB, ever fuller (root: mounts a tmpfs)
     python -m benchmarks.bad_days readonly                  the same, read-only
 
@@ -35,6 +36,7 @@ from PIL import Image
 
 import crossformerpp.models
 import crossformerpp.share  # noqa: F401 (imported once, before the forks)
+from benchmarks.photographs import write_photographs
 from crossformerpp import cli, engine, export, predict  # noqa: F401
 from crossformerpp.checkpoints import to_released
 
@@ -102,14 +104,15 @@ def check_whole(folder: Path) -> int:
         if not path.is_file() or any(part.startswith(".") for part in inside) or "tensorboard" in inside:
             continue
         count += 1
-        if path.suffix == ".png":
+        if path.suffix in (".png", ".jpg"):
             with Image.open(path) as image:
                 image.load()
         elif path.suffix == ".json":
             json.loads(path.read_text())
-        elif (
-            path.suffix == ".csv" and path.name != "metrics.csv"
-        ):  # to which rows are added: a line may be cut off
+        elif path.suffix == ".jsonl":  # lines are added: the last one may be cut off
+            for line in path.read_text().splitlines(keepends=True):
+                assert not line.endswith("\n") or json.loads(line)
+        elif path.suffix == ".csv" and not _grows(path):
             with path.open(newline="") as file:
                 rows = list(csv.reader(file, strict=True))
             assert len({len(row) for row in rows}) == 1, f"{path} is ragged"
@@ -124,6 +127,11 @@ def check_whole(folder: Path) -> int:
         elif path.suffix == ".yaml":
             assert path.read_text().strip(), f"{path} is empty"
     return count
+
+
+def _grows(table: Path) -> bool:
+    """Whether rows are added to a table while its command runs, so that a kill may cut the last one off."""
+    return table.name == "metrics.csv" or table.with_suffix(".jsonl").exists()
 
 
 def settings() -> list[str]:
@@ -206,15 +214,55 @@ def kill(room: Path, moments: int, seed: int = 0) -> Counter[str]:
         if number == signal.SIGTERM:
             left = list(out.rglob("*.unfinished"))
             assert not left, f"{name} left {left}"
-        again = command if name == "predict" and ended.status else [*command, "--overwrite"]
-        if name in ("predict", "eval"):
-            again = [*command, "--overwrite"]
+        again = [*command, "--resume" if name == "predict" else "--overwrite"]
         ended = run(*again, log=log)
         assert ended.status == 0, f"{name} again: {ended.said}"
         check_whole(out)
         outcomes[f"{name}: whole or not there, and again"] += 1
         print(f"{moment + 1} of {moments}: {name}", file=sys.stderr)
         shutil.rmtree(out)
+    return outcomes
+
+
+def kill_predictions(room: Path, moments: int, images: int = 500, seed: int = 0) -> Counter[str]:
+    """One prediction of many photographs, killed again and again, each time later, and resumed.
+
+    Raises:
+        AssertionError: An image is missing or there twice, or its answer is not that of an undisturbed prediction.
+    """
+    generator, log = random.Random(seed), room / "log"
+    write_photographs(room / "photographs", images)
+    ended = run("train", "digits", *settings(), "--out", room / "run", log=log)
+    assert ended.status == 0, ended.said
+    command = ["predict", room / "run", room / "photographs", "--batch-size", "8", "--workers", "1", "--out"]
+    assert run(*command, room / "whole", log=log).status == 0, log.read_text()
+    outcomes, out = Counter[str](), room / "out"
+    lines = out / "predictions.jsonl"
+    for moment in sorted(generator.sample(range(images), moments)):
+        process = multiprocessing.get_context("fork").Process(
+            target=_command, args=([*map(str, command), str(out), "--resume"], log)
+        )
+        process.start()
+        while process.is_alive() and (not lines.exists() or lines.read_bytes().count(b"\n") <= moment):
+            time.sleep(generator.uniform(0, 0.01))
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), log.read_text()
+        outcomes["ended before the kill" if process.exitcode == 0 else "killed"] += 1
+        check_whole(out)
+    ended = run(*command, out, "--resume", log=log)
+    assert ended.status == 0, ended.said
+    whole, found = (
+        [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for folder in (room / "whole", out)
+    )
+    assert [one["image"] for one in found] == [one["image"] for one in whole]
+    assert len(found) == images
+    for one, other in zip(found, whole, strict=True):
+        pairs = zip(one["top"], other["top"], strict=True)
+        assert all(abs(a["probability"] - b["probability"]) < 1e-5 for a, b in pairs)
+        assert all(Path(picture).is_file() for picture in one["pictures"])
+    assert len(list(out.glob("*.jpg"))) == images
     return outcomes
 
 
@@ -349,15 +397,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=("kill", "disk", "readonly"))
-    parser.add_argument("--moments", type=int, default=100)
+    parser.add_argument("kind", choices=("kill", "predict", "disk", "readonly"))
+    parser.add_argument("--moments", type=int, help="default: 100, of predict 10")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         room = Path(folder)
-        kinds = {"kill": lambda: kill(room, arguments.moments, arguments.seed), "disk": lambda: disk(room)}
+        seed = arguments.seed
+        kinds = {
+            "kill": lambda: kill(room, arguments.moments or 100, seed),
+            "predict": lambda: kill_predictions(room, arguments.moments or 10, seed=seed),
+            "disk": lambda: disk(room),
+        }
         outcomes = kinds.get(arguments.kind, lambda: readonly(room))()
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:5d}  {outcome}")

@@ -1,5 +1,6 @@
 """Every example runs, offline, on small inputs, and does what its first line says."""
 
+import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+
+from crossformerpp import engine
+from crossformerpp.data.images import read_image
+from crossformerpp.predict import load_predictor
+from tiny import tiny_recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = {"embed_dim": 32, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8)}
@@ -53,6 +59,29 @@ def test_knn() -> None:
     """Even features that have learnt nothing tell digits apart far better than chance."""
     options = {**TINY, "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}}
     assert main_of("knn")(images=400, **options) > 0.3
+
+
+@pytest.mark.slow
+def test_ray_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a local Ray: the answers of one process, in the images' order."""
+    ray = pytest.importorskip("ray")
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")):
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    engine.train(tiny_recipe("trainer.steps=2"), run)
+    images = [run / "samples" / f"{digit}.png" for digit in range(10)]
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="error", log_to_driver=False)
+    try:
+        assert main_of("ray_predict")(str(run), str(run / "samples"), str(tmp_path / "out"), workers=1) == 10
+    finally:
+        ray.shutdown()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == list(map(str, images))
+    alone = load_predictor(run, "cpu")([read_image(image) for image in images])
+    for line, prediction in zip(lines, alone, strict=True):
+        top = prediction.to_json()["top"]
+        assert [entry["class"] for entry in line["top"]] == [entry["class"] for entry in top]
+        assert line["top"][0]["probability"] == pytest.approx(top[0]["probability"], abs=1e-6)
 
 
 def test_the_page_shows_what_the_examples_do() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from crossformerpp import cli, engine, predict
+from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.segmentation import open_folder
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
@@ -118,7 +119,7 @@ def test_predicts_what_was_evaluated(run, scenes, tmp_path):
     for number, result in enumerate(results):
         assert result.error is None
         files = {path.name.removeprefix(path.name[:5]): path for path in result.pictures}
-        assert set(files) == {".png", "_mask.png", "_probability_background.png"}
+        assert set(files) == {".jpg", "_mask.png", "_probability_background.png"}
         mask = Image.open(files["_mask.png"])
         labels = np.asarray(mask)
         right += int((labels == source.open(number)[1]).sum())
@@ -132,15 +133,22 @@ def test_predicts_what_was_evaluated(run, scenes, tmp_path):
 
 
 def test_pictures_of_one_image_do_not_replace_anothers(tmp_path):
-    class Masks:
-        def __call__(self, image):
-            return self
-
+    class Mask:
         def pictures(self, image):
             return {"": image, "_mask": image}
 
         def to_json(self):
             return {}
+
+    class Masks(Predictor):
+        columns = ()
+        suffixes = ("", "_mask")
+
+        def prepare(self, image):
+            return image
+
+        def predict(self, prepared):
+            return [Mask()] * len(prepared)
 
     paths = [tmp_path / "x.png", tmp_path / "x_mask.png", tmp_path / "a" / "y.png", tmp_path / "b" / "y.png"]
     for path in paths[2:]:

@@ -1,8 +1,11 @@
 """Predictions for one image: rows of a table, plain data, pictures. Needs only NumPy and Pillow."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -13,6 +16,73 @@ from crossformerpp.analysis.overlay import add_legend, blend
 from crossformerpp.data.mask_files import Color, index_picture
 
 
+class Prediction(Protocol):
+    """The result for one image."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Rows of the printed table, under the predictor's `columns`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for --json and the JSON files: one list of entries, `top`, `objects` or `classes`, and more."""
+
+    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
+        """File name suffix → picture; "" is the annotated image, "_mask" could be an index mask."""
+
+
+P = TypeVar("P", bound=Prediction)
+
+
+class Predictor(ABC, Generic[P]):
+    """From RGB images of any size to predictions, in two steps.
+
+    `prepare` needs no network, so that other processes can run it; `predict` runs the network.
+
+    Attributes:
+        columns: Of the printed table.
+        batch_size: Images that the network sees at once unless told otherwise.
+        prepare: What the network needs of an image; can be pickled, and so can its result.
+        suffixes: Of the names of an image's pictures, "" for the annotated image.
+        source, options: The file that it was loaded from, and how; a prediction that goes on wants them equal.
+        workers: What prepares images beside the network: processes, or threads where there is no PyTorch to share
+            memory with them.
+    """
+
+    columns: Sequence[str]
+    batch_size: int = 1
+    prepare: Callable[[Image.Image], Any]
+    suffixes: Sequence[str] = ("",)
+    source: Path | None = None
+    options: Mapping[str, Any] = MappingProxyType({})
+    workers: Literal["processes", "threads"] = "processes"
+
+    @abstractmethod
+    def predict(self, prepared: Sequence[Any]) -> list[P]:
+        """The predictions for prepared images, in their order.
+
+        Raises:
+            ValueError: One of them cannot be predicted.
+        """
+
+    @overload
+    def __call__(self, images: Image.Image) -> P: ...
+    @overload
+    def __call__(self, images: Sequence[Image.Image]) -> list[P]: ...
+    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> P | list[P]:
+        """A prediction for an image, or a list of them for several, which are looked at in batches.
+
+        In a batch an image gets the same answer as alone, but for rounding (1e-6 of probabilities in float32).
+
+        Raises:
+            ValueError: One of them cannot be predicted.
+        """
+        if isinstance(images, Image.Image):
+            return self.predict([self.prepare(images)])[0]
+        found: list[P] = []
+        for start in range(0, len(images), self.batch_size):
+            found += self.predict([self.prepare(image) for image in images[start : start + self.batch_size]])
+        return found
+
+
 @dataclass(frozen=True)
 class ClassPrediction:
     """The most likely classes, best first, with their probabilities."""
@@ -20,6 +90,18 @@ class ClassPrediction:
     columns: ClassVar[Sequence[str]] = ("class", "probability")
 
     top: list[tuple[str, float]]
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, class_names: Sequence[str], top_k: int) -> "ClassPrediction":
+        """The one place where a classifier's probabilities (K,) become a result.
+
+        Raises:
+            ValueError: They are no numbers.
+        """
+        if not np.isfinite(probabilities).all():
+            raise ValueError("the network's output is not a number (NaN)")
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return cls([(class_names[label], float(probabilities[label])) for label in best])
 
     def rows(self) -> list[tuple[str, ...]]:
         return [(name, f"{share:.1%}") for name, share in self.top]

@@ -6,12 +6,10 @@ the weights against the variant they are said to belong to and writes safetensor
 
     report = convert("crossformer-s.pth", "crossformer_small.safetensors", "crossformer_small")
     timm.create_model("crossformer_small", checkpoint_path="crossformer_small.safetensors")
+    timm.create_model("crossformer_small", features_only=True, checkpoint_path="crossformer_small.safetensors")
 
-For dense features, and for a file that holds a backbone only (from a detector or a segmenter), timm wants the
-file named in the pretrained configuration, since `checkpoint_path` knows whole classifiers only:
-
-    timm.create_model("crossformer_small", features_only=True, pretrained=True,
-                      pretrained_cfg_overlay={"file": "crossformer_small.safetensors"})
+The second takes the file of a backbone only, too (from a detector or a segmenter). `checkpoints.download` has the weights
+by name.
 """
 
 import difflib

@@ -29,6 +29,7 @@ from crossformerpp.cli import (
     share,
     tables,
     train,
+    weights,
 )
 from crossformerpp.cli.output import plain
 
@@ -46,6 +47,7 @@ app.command()(export.export)
 app.command()(share.share)
 app.command()(models.models)
 app.command()(convert.convert)
+app.command()(weights.weights)
 app.command()(bench.bench)
 app.command()(demo.demo)
 app.command()(tables.tables)

@@ -245,14 +245,13 @@ def _claim(out: Path | None, overwrite: bool) -> Path:
 
 def _batches(network: Network, paths: list[Path] | None) -> Iterator[Tensor]:
     """The images one by one, with a progress bar."""
-    from crossformerpp.data.images import read_image
     from crossformerpp.data.photographs import open_photographs
-    from crossformerpp.predict import find_images
+    from crossformerpp.predict import open_images
 
     if paths:
-        files = find_images(paths)
-        pictures = (read_image(file) for file in files)
-        total = len(files)
+        images = open_images(paths)
+        pictures = (images.open(number) for number in range(len(images)))
+        total = len(images)
     else:
         photographs = [*open_photographs("train"), *open_photographs("val")]
         pictures, total = (photograph for photograph in photographs), len(photographs)

@@ -56,8 +56,8 @@ def budget(
     """Measure accuracy against cost for many groupings of one network, and keep the best: front.json, recipes, plot."""
     from crossformerpp.analysis import budget_report as report
     from crossformerpp.analysis.budget import Search, pareto_front
+    from crossformerpp.data.lock import RunLock
     from crossformerpp.engine.budget import Judge, default_space
-    from crossformerpp.engine.lock import RunLock
     from crossformerpp.tasks.points import budget_folder
 
     judge = Judge(run, data, resamples)

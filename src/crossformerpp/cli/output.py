@@ -31,19 +31,57 @@ def plain(text: str) -> str:
     return without_controls(printable(text))
 
 
-def track(items: Iterable[T], total: int, title: str) -> Iterator[T]:
-    """The items, with a progress bar on stderr while they come, if somebody looks at it."""
+def track(
+    items: Iterable[T], total: int, title: str, *, done: int = 0, unit: str | None = None
+) -> Iterator[T]:
+    """The items, with a progress bar on stderr while they come, if somebody looks at it.
+
+    Args:
+        done: How many of `total` came before.
+        unit: What is counted, to show how many come per second.
+    """
     console = Console(file=sys.stderr)
+    columns: list[progress.ProgressColumn] = [
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    ]
+    if unit is not None:
+        columns.insert(3, _Speed(unit))
     hidden = total < 2 or not console.is_terminal
-    yield from progress.track(
-        items, escape(plain(title)), total, console=console, disable=hidden, transient=True
-    )
+    with progress.Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task(escape(plain(title)), total=total, completed=done)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+class _Speed(progress.ProgressColumn):
+    """How many come per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: progress.Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} {self.unit}/s")
 
 
 def show_json(content: Any) -> None:
     """The only thing on stdout with --json."""
     is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     print(to_json(content, ascii_only=not is_unicode))
+
+
+def show_json_list(entries: Iterable[Any]) -> None:
+    """As `show_json` of a list, but entry by entry, one a line."""
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    separator = "["
+    for entry in entries:
+        print(separator + to_json(entry, ascii_only=not is_unicode, indent=None), end="")
+        separator = ",\n "
+    print("]" if separator != "[" else "[]")
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

@@ -5,14 +5,9 @@ any image at any time: batches are drawn from the whole data set, each evaluatio
 resumed run goes on with the very next batch.
 """
 
-import hashlib
 import tarfile
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -20,39 +15,11 @@ from crossformerpp.data.classification import LabelledImages, Names, relabel
 from crossformerpp.data.devkit import read_val_labels
 from crossformerpp.data.files import is_hidden
 from crossformerpp.data.images import IMAGE_EXTENSIONS
-from crossformerpp.data.names import printable, read_class_names
+from crossformerpp.data.names import read_class_names
 from crossformerpp.data.split import Which
-from crossformerpp.data.writing import cache_folder, replacing
+from crossformerpp.data.tar_index import Found, Members, images, index, is_image, members
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-END_BLOCK = 512  # of zeros, at least one at the end of a tar file
-
-
-@dataclass(frozen=True)
-class Members(Sequence[BytesIO]):
-    """Files inside tar files.
-
-    Attributes:
-        tars: The tar files.
-        tar: (M,) position in `tars` of each file.
-        offsets, sizes: (M,) where its bytes lie.
-    """
-
-    tars: list[Path]
-    tar: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def __getitem__(self, index: Any) -> Any:
-        with self.tars[self.tar[index]].open("rb") as file:
-            file.seek(int(self.offsets[index]))
-            return BytesIO(file.read(int(self.sizes[index])))
-
-
-Found = tuple[str, int, int, str]  # name, offset, size, label text
 
 
 def is_imagenet_tars(root: Path) -> bool:
@@ -74,7 +41,7 @@ def open_imagenet_tars(root: Path, which: Which, class_names: list[str] | None =
     if which == "train":
         return _labelled([path], _class_tars, None, class_names)
     labels = read_val_labels(root)
-    return _labelled([path], _images, None, class_names, labels)
+    return _labelled([path], _flat, None, class_names, labels)
 
 
 def has_shards(root: Path) -> bool:
@@ -118,11 +85,11 @@ def _labelled(
         listed: Names of the classes, for labels that are numbers.
         labels: Of the samples in the order of their names, where the tar files have none.
     """
-    indices = [_index(path, search) for path in tars]
-    names = np.concatenate([index["names"] for index in indices])
-    texts = np.char.decode(np.concatenate([index["labels"] for index in indices]), "utf-8")
-    tar = np.repeat(np.arange(len(tars), dtype=np.int32), [len(index["names"]) for index in indices])
-    offsets, sizes = (np.concatenate([index[key] for index in indices]) for key in ("offsets", "sizes"))
+    indices = [index(path, search) for path in tars]
+    names = np.concatenate([one["names"] for one in indices])
+    texts = np.char.decode(np.concatenate([one["labels"] for one in indices]), "utf-8")
+    tar = np.repeat(np.arange(len(tars), dtype=np.int32), [len(one["names"]) for one in indices])
+    offsets, sizes = (np.concatenate([one[key] for one in indices]) for key in ("offsets", "sizes"))
     if not len(names):
         raise ValueError(f"{tars[0].parent}: no images in {tars[0].name}")
     if labels is not None:
@@ -131,7 +98,7 @@ def _labelled(
         order = np.argsort(names)
         names, tar, offsets, sizes = names[order], tar[order], offsets[order], sizes[order]
         texts = np.array(labels)
-    members = Members(tars, tar, offsets, sizes)
+    files = Members(tars, tar, offsets, sizes)
     found, numbers = np.unique(texts, return_inverse=True)
     classes = found.tolist()
     if search is _samples:
@@ -142,7 +109,7 @@ def _labelled(
     if len(classes) < 2:
         raise ValueError(f"{tars[0].parent}: a single class ({classes[0]}); at least two are needed")
     return LabelledImages(
-        members,
+        files,
         as_list,
         classes,
         Names([name.decode("utf-8", "surrogateescape") for name in names]).as_printable(),
@@ -158,86 +125,39 @@ def _named(root: Path, numbers: np.ndarray, listed: list[str] | None) -> tuple[l
     return classes, numbers
 
 
-def _index(path: Path, search: Callable[[Path], Iterator[Found]]) -> dict[str, np.ndarray]:
-    """What the tar file holds, remembered in the user's cache: ImageNet's headers take minutes to read."""
-    status = path.stat()
-    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {search.__name__}"
-    folder = cache_folder()
-    cached = folder / f"tar-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-    try:
-        with np.load(cached, allow_pickle=False) as content:
-            return dict(content)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        pass  # not there yet, or damaged: search again
-    try:
-        found = list(search(path))
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path}: ends early or is damaged ({error})") from None
-    columns = list(zip(*found, strict=True)) or [(), (), (), ()]
-    index = {
-        "names": np.array([name.encode("utf-8", "surrogateescape") for name in columns[0]], dtype=bytes),
-        "offsets": np.array(columns[1], dtype=np.int64),
-        "sizes": np.array(columns[2], dtype=np.int64),
-        "labels": np.array([printable(label).encode() for label in columns[3]], dtype=bytes),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(cached) as file:
-            np.savez(file, **index)  # type: ignore[arg-type]
-    except OSError:
-        pass  # a home that cannot be written: search again next time
-    return index
-
-
-def _members(tar: Any, size: int) -> Iterator[tarfile.TarInfo]:
-    """The files of a tar file of `size` bytes, but those of systems, as macOS packs them beside each of its own."""
-    while (member := tar.next()) is not None:
-        if member.isfile() and not any(map(is_hidden, PurePosixPath(member.name).parts)):
-            yield member
-        tar.members.clear()  # a million of them would fill the memory
-    if size < tar.offset + END_BLOCK:
-        raise tarfile.ReadError("no end mark")
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
-
-
-def _images(path: Path) -> Iterator[Found]:
-    with tarfile.open(path, "r:") as tar:
-        for member in _members(tar, path.stat().st_size):
-            if _is_image(member.name):
-                yield PurePosixPath(member.name).name, member.offset_data, member.size, ""
+def _flat(path: Path) -> Iterator[Found]:
+    for name, offset, size, label in images(path):
+        yield PurePosixPath(name).name, offset, size, label
 
 
 def _class_tars(path: Path) -> Iterator[Found]:
     with tarfile.open(path, "r:") as outer:
-        for class_tar in _members(outer, path.stat().st_size):
+        for class_tar in members(outer, path.stat().st_size):
             if not class_tar.name.endswith(".tar"):
                 continue
             label = PurePosixPath(class_tar.name).stem
             with tarfile.open(fileobj=outer.extractfile(class_tar), mode="r:") as inner:
-                for member in _members(inner, class_tar.size):
-                    if _is_image(member.name):
+                for member in members(inner, class_tar.size):
+                    if is_image(member.name):
                         offset = class_tar.offset_data + member.offset_data
                         yield f"{label}/{PurePosixPath(member.name).name}", offset, member.size, label
 
 
 def _samples(path: Path) -> Iterator[Found]:
-    images: dict[str, tuple[int, int]] = {}
+    pictures: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     with tarfile.open(path, "r:") as tar:
-        for member in _members(tar, path.stat().st_size):
+        for member in members(tar, path.stat().st_size):
             place = PurePosixPath(member.name)
             stem, _, extension = place.name.partition(".")  # as WebDataset: all after the first dot
             key = (place.parent / stem).as_posix()
             if f".{extension}".lower() in IMAGE_EXTENSIONS:
-                images[key] = member.offset_data, member.size
+                pictures[key] = member.offset_data, member.size
             elif extension == "cls":
                 content = tar.extractfile(member)
                 assert content is not None
                 labels[key] = content.read(32).decode("ascii", "replace").strip()
-    for key, (offset, size) in images.items():
+    for key, (offset, size) in pictures.items():
         label = labels.get(key, "none")
         if not label.lstrip("-").isdecimal():
             raise ValueError(f"{path}: sample {key} has no class number in {key}.cls ({label})")

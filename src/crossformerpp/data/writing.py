@@ -123,18 +123,21 @@ def write_json(path: Path, content: Any) -> None:
         file.write(f"{to_json(content)}\n".encode("utf-8", "backslashreplace"))
 
 
-def to_json(content: Any, ascii_only: bool = False) -> str:
-    """Plain data as indented JSON. JSON has no NaN and no infinity: they become null.
+def to_json(content: Any, ascii_only: bool = False, indent: int | None = 2) -> str:
+    """Plain data as JSON, indented or in one line. JSON has no NaN and no infinity: they become null.
 
     A file name that is no UTF-8 is text with lone surrogates, of which `backslashreplace` makes JSON's own escapes.
     """
-    return json.dumps(_with_null(content), indent=2, ensure_ascii=ascii_only, allow_nan=False)
+    return json.dumps(_with_null(content), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture as PNG."""
+    """Write a picture as JPEG if its name ends so, else as PNG."""
     with replacing(path) as file:
-        picture.save(file, "PNG")
+        if path.suffix == ".jpg":
+            picture.save(file, "JPEG", quality=90)
+        else:
+            picture.save(file, "PNG")
 
 
 def disk_error(error: BaseException | None) -> OSError | None:

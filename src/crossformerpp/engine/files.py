@@ -18,8 +18,8 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 import crossformerpp
+from crossformerpp.data.lock import RunLock
 from crossformerpp.data.writing import disk_error, remove_unfinished, replacing, replacing_path
-from crossformerpp.engine.lock import RunLock
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

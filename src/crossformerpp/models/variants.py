@@ -10,6 +10,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from crossformerpp.models.crossformer import CrossFormer
+from crossformerpp.models.weights import Features, with_file
 
 # Dense CrossFormer was trained with spanning LDA, CrossFormer++ with regional: at 224 its G·I spans no map.
 # Deviation: CrossFormer++ has I2 = 2 as in the released models; Table I prints 4.
@@ -55,12 +56,14 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> CrossFormer:
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    if pretrained:
+        kwargs = with_file(variant, kwargs)
     with torch.device(device) if device is not None else nullcontext():
         model = build_model_with_cfg(
             CrossFormer,
             variant,
             pretrained,
-            feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+            feature_cfg={"out_indices": out_indices, "feature_cls": Features},
             **{**VARIANTS[variant], **kwargs},
         )
     return model.to(dtype=dtype)

@@ -1,4 +1,4 @@
-"""A classifier exported to ONNX: an image to its most likely classes."""
+"""A classifier exported to ONNX: images to their most likely classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import ClassPrediction
+from crossformerpp.analysis.predictions import ClassPrediction, Predictor
 from crossformerpp.runtime.files import OnnxNetwork
 
 
-class OnnxClassifier:
+class OnnxClassifier(Predictor[ClassPrediction]):
     """Prepares an image as timm's evaluation transform does: short side, then the centre."""
 
     columns: Sequence[str] = ClassPrediction.columns
+    workers = "threads"
 
     def __init__(self, network: OnnxNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.top_k = min(top_k, len(self.class_names))
 
-    def __call__(self, image: Image.Image) -> ClassPrediction:
-        (logits,) = self.network(self.prepare(image))
-        shares = np.exp(logits[0] - logits[0].max())
-        shares /= shares.sum()
-        best = np.argsort(-shares, kind="stable")[: self.top_k]
-        return ClassPrediction([(self.class_names[label], float(shares[label])) for label in best])
+    def predict(self, prepared: Sequence[np.ndarray]) -> list[ClassPrediction]:
+        (logits,) = self.network(np.concatenate(prepared))
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        return [ClassPrediction.of(row, self.class_names, self.top_k) for row in shares]
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised."""

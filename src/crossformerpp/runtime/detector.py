@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import ObjectPrediction
+from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.opencv import resize_bytes
 from crossformerpp.runtime.files import OnnxNetwork, resize_exactly
 
@@ -25,10 +25,11 @@ _PER_LEVEL = 1000  # candidates
 _MAX_LOG_SCALE = math.log(1000 / 16)  # of a box to its anchor
 
 
-class OnnxDetector:
+class OnnxDetector(Predictor[ObjectPrediction]):
     """Objects of an image of any size."""
 
     columns: Sequence[str] = ObjectPrediction.columns
+    workers = "threads"
 
     def __init__(self, network: OnnxNetwork, min_score: float = 0.5, **_: Any) -> None:
         self.network = network
@@ -36,7 +37,13 @@ class OnnxDetector:
         self.min_score = min_score
         self.is_exact = network.about["rules"] == "mmdetection"
 
-    def __call__(self, image: Image.Image) -> ObjectPrediction:
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def predict(self, prepared: Sequence[Image.Image]) -> list[ObjectPrediction]:
+        return [self._predict_one(image) for image in prepared]
+
+    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
         view = self.network.about["view"]
         scale = min(view["short_side"] / min(image.size), view["long_side"] / max(image.size))
         if self.is_exact:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import MaskPrediction
+from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.images import scaled_size
 from crossformerpp.runtime.files import OnnxNetwork
 
@@ -18,16 +18,24 @@ _LEAST_SIDE = 32
 _BAND_ELEMENTS = 1 << 24  # of the K × rows × W probabilities that exist at a time: 64 MB
 
 
-class OnnxSegmenter:
+class OnnxSegmenter(Predictor[MaskPrediction]):
     """The short side as in the recipe, padded to whole cells by repeating the last row and column."""
 
     columns: Sequence[str] = MaskPrediction.columns
+    workers = "threads"
+    suffixes = ("", "_mask")
 
     def __init__(self, network: OnnxNetwork, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
 
-    def __call__(self, image: Image.Image) -> MaskPrediction:
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def predict(self, prepared: Sequence[Image.Image]) -> list[MaskPrediction]:
+        return [self._predict_one(image) for image in prepared]
+
+    def _predict_one(self, image: Image.Image) -> MaskPrediction:
         height, width = scaled_size((image.height, image.width), self.network.about["view"]["short_side"])
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]

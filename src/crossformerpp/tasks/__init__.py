@@ -9,8 +9,8 @@ from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.schema import BaseRecipe
 
 if TYPE_CHECKING:
+    from crossformerpp.analysis.predictions import Predictor
     from crossformerpp.tasks.module import TaskModule
-    from crossformerpp.tasks.plug import Predictor
     from crossformerpp.tasks.saved import SavedRun
 
 
@@ -30,7 +30,7 @@ class Task(Protocol):
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         """A module ready to be trained, its model built and started from `recipe.model.checkpoint`."""
 
-    def predictor(self, saved: "SavedRun", **options: Any) -> "Predictor":
+    def predictor(self, saved: "SavedRun", **options: Any) -> "Predictor[Any]":
         """A predictor on the weights of a checkpoint; `options` are the task's own (top_k, min_score, …)."""
 
 

@@ -6,8 +6,11 @@ from typing import Any
 import timm
 from torch import nn
 
-import crossformerpp.models  # noqa: F401 (registers our models with timm)
+from crossformerpp.checkpoints.download import pretrained_file
+from crossformerpp.models import weights  # registers our models with timm
 from crossformerpp.recipes.schema import ModelSection
+
+weights.find_file = pretrained_file
 
 
 def create_model(section: ModelSection, **arguments: Any) -> nn.Module:

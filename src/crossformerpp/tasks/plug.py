@@ -1,11 +1,10 @@
-"""The results that a task returns to `engine`, `predict` and the command line. Nothing here imports the trainer."""
+"""What a task returns to `engine` from an evaluation; its predictions are in `analysis.predictions`."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from crossformerpp.data.split import Split
 
@@ -26,24 +25,3 @@ class Evaluation(Protocol):
 
     def write(self, folder: Path, split: Split) -> list[Path]:
         """Write tables and pictures (confusion.png, predictions.png, …) of `split` into `folder`."""
-
-
-class Prediction(Protocol):
-    """The result for one image."""
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Rows of the printed table, under the predictor's `columns`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for --json and the JSON file."""
-
-    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
-        """File name suffix → picture; "" is the annotated image, "_mask" could be an index mask."""
-
-
-class Predictor(Protocol):
-    """From an RGB image of any size (shorter side ≥ 32) to a prediction."""
-
-    columns: Sequence[str]
-
-    def __call__(self, image: Image.Image) -> Prediction: ...

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from timm.data import create_transform
 from torchvision.transforms import Compose
 
+from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.data.classification import (
     LabelledImages,
     TransformedImages,
@@ -25,7 +26,6 @@ from crossformerpp.recipes.classification import AugmentSection, ClassificationD
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model, head_prefixes
 from crossformerpp.tasks.loading import load_weights, start
-from crossformerpp.tasks.plug import Predictor
 from crossformerpp.tasks.saved import SavedRun, read_weights
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Classification:
         module.started_from = started_from
         return module
 
-    def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
+    def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
         from crossformerpp.tasks.classification.predictor import ClassificationPredictor
 
         return ClassificationPredictor(saved, **options)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from pydantic import Field, ValidationError
 
-from crossformerpp.analysis.predictions import ClassPrediction
+from crossformerpp.analysis.predictions import ClassPrediction, Predictor
 from crossformerpp.data.names import read_json
 from crossformerpp.recipes.schema import Section
 from crossformerpp.tasks.classification.predictor import ClassificationPredictor
@@ -60,14 +61,37 @@ def read_cascade(path: Path, saved: SavedRun) -> CascadeSection:
     return cascade
 
 
-class CascadePredictor:
-    """One network at two settings.
+def open_cascade(path: Path, saved: SavedRun, **options: Any) -> CascadePredictor:
+    """The predictor of a run's cascade.
+
+    Raises:
+        ValueError: The run is of another task or has no cascade.
+    """
+    if saved.recipe.task != "classification":
+        raise ValueError(f"--cascade: {path} is a run of {saved.recipe.task}; cascades are for classifiers")
+    return CascadePredictor(saved, read_cascade(path, saved), **options)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """What each of two settings needs of an image."""
+
+    small: Callable[[Image.Image], Any]
+    large: Callable[[Image.Image], Any]
+
+    def __call__(self, image: Image.Image) -> tuple[Any, Any]:
+        return self.small(image), self.large(image)
+
+
+class CascadePredictor(Predictor[ClassPrediction]):
+    """One network at two settings. `prepare` gives an image as each of them sees it.
 
     Attributes:
         num_images, num_again: Images so far, and those of them that the large setting saw.
     """
 
     columns: Sequence[str] = ClassPrediction.columns
+    batch_size = ClassificationPredictor.batch_size
 
     def __init__(self, saved: SavedRun, cascade: CascadeSection, **options: Any) -> None:
         """
@@ -84,22 +108,25 @@ class CascadePredictor:
         self._steps = [(step, find_backbone(step.model).groups) for step in steps]
         for step in steps:  # one set of weights in memory
             step.model = steps[0].model
+        self.prepare = _Views(steps[0].prepare, steps[1].prepare)
         self.num_images = self.num_again = 0
 
-    def __call__(self, image: Image.Image) -> ClassPrediction:
-        """The small setting's answer, or the large one's where the small one's confidence is below the threshold."""
-        self.num_images += 1
-        prediction = self._ask(0, image)
-        if prediction.top[0][1] >= self.threshold:
-            return prediction
-        self.num_again += 1
-        return self._ask(1, image)
+    def predict(self, prepared: Sequence[tuple[Any, Any]]) -> list[ClassPrediction]:
+        """The small setting's answers, and the large one's where the small one's confidence is below the threshold."""
+        found = self._ask(0, [small for small, _ in prepared])
+        unsure = [number for number, one in enumerate(found) if one.top[0][1] < self.threshold]
+        self.num_images, self.num_again = self.num_images + len(found), self.num_again + len(unsure)
+        if unsure:
+            again = self._ask(1, [prepared[number][1] for number in unsure])
+            for number, answer in zip(unsure, again, strict=True):
+                found[number] = answer
+        return found
 
     def summary(self) -> str:
         """How many images needed the large setting."""
         return f"cascade: {self.num_again} of {self.num_images} images went on to the large setting"
 
-    def _ask(self, number: int, image: Image.Image) -> ClassPrediction:
+    def _ask(self, number: int, prepared: Sequence[Any]) -> list[ClassPrediction]:
         predictor, groups = self._steps[number]
         find_backbone(predictor.model).set_groups(*groups)
-        return predictor(image)
+        return predictor.predict(prepared)

@@ -1,14 +1,16 @@
-"""From one image to its most likely classes."""
+"""From images to their most likely classes."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import ImageNetInfo
+from torch import Tensor
+from torchvision.transforms import Compose
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from crossformerpp.analysis.predictions import ClassPrediction
+from crossformerpp.analysis.predictions import ClassPrediction, Predictor
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import eval_transform
@@ -16,10 +18,11 @@ from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun
 
 
-class ClassificationPredictor:
-    """A trained classifier, ready for images."""
+class ClassificationPredictor(Predictor[ClassPrediction]):
+    """A trained classifier, ready for images. `prepare` gives 3 × size × size bytes."""
 
     columns: Sequence[str] = ClassPrediction.columns
+    batch_size = 32
 
     def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu", **_: Any) -> None:
         """
@@ -33,16 +36,19 @@ class ClassificationPredictor:
         model = create_model(saved.recipe.model, num_classes=len(saved.class_names))
         load_weights(model, saved.weights, saved.path)
         self.model = model.eval().to(self.device)
-        self.transform = eval_transform(saved.recipe.data)
+        *view, _to_tensor, normalize = eval_transform(saved.recipe.data).transforms
+        self.prepare = Compose([*view, pil_to_tensor])  # a quarter of the bytes that normalised images have
+        self.mean, self.std = (
+            torch.as_tensor(values, device=self.device).view(-1, 1, 1)
+            for values in (normalize.mean, normalize.std)
+        )
 
     @torch.inference_mode()
-    def __call__(self, image: Image.Image) -> ClassPrediction:
-        scores = self.model(self.transform(image).unsqueeze(0).to(self.device))[0].float().softmax(dim=0)
-        if not scores.isfinite().all():
-            raise ValueError("the network's output is not a number (NaN)")
-        shares, classes = scores.topk(self.top_k)
-        names = [self.class_names[number] for number in classes.tolist()]
-        return ClassPrediction(list(zip(names, shares.tolist(), strict=True)))
+    def predict(self, prepared: Sequence[Tensor]) -> list[ClassPrediction]:
+        pixels = torch.stack(list(prepared)).to(self.device, non_blocking=True)
+        images = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # as `eval_transform`, to the bit
+        probabilities = self.model(images).float().softmax(dim=1).cpu().numpy()
+        return [ClassPrediction.of(row, self.class_names, self.top_k) for row in probabilities]
 
 
 def readable(class_names: list[str]) -> list[str]:

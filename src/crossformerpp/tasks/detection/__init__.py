@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.data.coco import CocoSet, find_split, open_coco
 from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
 from crossformerpp.data.names import printable
@@ -11,7 +12,6 @@ from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.loading import start
-from crossformerpp.tasks.plug import Predictor
 from crossformerpp.tasks.saved import SavedRun
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Detection:
         module.started_from = started_from
         return module
 
-    def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
+    def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
         from crossformerpp.tasks.detection.predictor import DetectionPredictor
 
         return DetectionPredictor(saved, **options)

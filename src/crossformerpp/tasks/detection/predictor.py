@@ -1,13 +1,13 @@
-"""From one image to its objects."""
+"""From images to their objects."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
+from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from crossformerpp.analysis.predictions import ObjectPrediction
+from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.tasks.detection.evaluation import describe
 from crossformerpp.tasks.detection.model import build_detector
@@ -15,8 +15,8 @@ from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun
 
 
-class DetectionPredictor:
-    """A trained detector, ready for images of any size."""
+class DetectionPredictor(Predictor[ObjectPrediction]):
+    """A trained detector, ready for images of any size. `prepare` gives 3 × H × W bytes."""
 
     columns: Sequence[str] = ObjectPrediction.columns
 
@@ -39,8 +39,16 @@ class DetectionPredictor:
         load_weights(model, saved.weights, saved.path)
         self.rules = section.rules
         self.model = model.eval().to(self.device)
+        self.prepare = pil_to_tensor
 
     @torch.inference_mode()
-    def __call__(self, image: Image.Image) -> ObjectPrediction:
-        (found,) = self.model([pil_to_tensor(image).to(self.device)])
-        return ObjectPrediction(describe(found, image.height, image.width, self.rules), self.class_names)
+    def predict(self, prepared: Sequence[Tensor]) -> list[ObjectPrediction]:
+        """Images of the same size go through the network together: padding to another's size would change it."""
+        found: dict[int, ObjectPrediction] = {}
+        for size in {tuple(image.shape[1:]) for image in prepared}:
+            numbers = [number for number, image in enumerate(prepared) if tuple(image.shape[1:]) == size]
+            outputs = self.model([prepared[number].to(self.device, non_blocking=True) for number in numbers])
+            for number, output in zip(numbers, outputs, strict=True):
+                things = describe(output, size[0], size[1], self.rules)
+                found[number] = ObjectPrediction(things, self.class_names)
+        return [found[number] for number in range(len(prepared))]

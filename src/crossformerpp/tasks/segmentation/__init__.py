@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.data import ade20k
 from crossformerpp.data.crops import CropView, TrainCrops, WholeImages
 from crossformerpp.data.mask_files import Color, default_colors, read_palette
@@ -17,7 +18,6 @@ from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.recipes.segmentation import SegmentationData, SegmentationRecipe
 from crossformerpp.tasks.loading import start
-from crossformerpp.tasks.plug import Predictor
 from crossformerpp.tasks.saved import SavedRun
 from crossformerpp.tasks.segmentation.model import Segmenter
 
@@ -60,7 +60,7 @@ class Segmentation:
         module.started_from = started_from
         return module
 
-    def predictor(self, saved: SavedRun, **options: Any) -> Predictor:
+    def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
         from crossformerpp.tasks.segmentation.predictor import SegmentationPredictor
 
         return SegmentationPredictor(saved, **options)

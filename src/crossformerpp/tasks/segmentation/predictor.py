@@ -1,16 +1,16 @@
-"""From one image of any size to a class per pixel."""
+"""From images of any size to a class per pixel."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from crossformerpp.analysis.predictions import MaskPrediction
+from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.mask_files import Color
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks.loading import load_weights
@@ -23,8 +23,11 @@ _MANY_WINDOWS = 8  # from which a bar shows how far it is
 _MAX_PROBABILITY_BYTES = 1 << 30
 
 
-class SegmentationPredictor:
-    """A trained segmenter, ready for images."""
+class SegmentationPredictor(Predictor[MaskPrediction]):
+    """A trained segmenter, ready for images. `prepare` gives 3 × H × W bytes.
+
+    Images are looked at one by one, each in its own views and windows.
+    """
 
     columns: Sequence[str] = MaskPrediction.columns
 
@@ -50,11 +53,17 @@ class SegmentationPredictor:
         data = recipe.data
         model = model.eval().to(self.device)
         self.look = Look(model, len(saved.class_names), recipe.inference, data.mean, data.std)
+        self.prepare = pil_to_tensor
         self.wanted = _labels(recipe.inference.probabilities, saved.class_names)
+        named = [saved.class_names[label] for label in self.wanted]
+        self.suffixes = ("", "_mask", *(f"_probability_{name}" for name in named))
+
+    def predict(self, prepared: Sequence[Tensor]) -> list[MaskPrediction]:
+        return [self._predict_one(pixels) for pixels in prepared]
 
     @torch.inference_mode()
-    def __call__(self, image: Image.Image) -> MaskPrediction:
-        height, width = image.height, image.width
+    def _predict_one(self, pixels: Tensor) -> MaskPrediction:
+        height, width = pixels.shape[1:]
         if 2 * len(self.wanted) * height * width > _MAX_PROBABILITY_BYTES:
             raise ValueError(
                 f"the probabilities of {len(self.wanted)} classes for {width}x{height} pixels take more than "
@@ -68,8 +77,7 @@ class SegmentationPredictor:
         is_shown = self.show_progress and windows >= _MANY_WINDOWS and console.is_terminal
         with Progress(console=console, transient=True, disable=not is_shown) as bar:
             task = bar.add_task("windows", total=windows)
-            pixels = pil_to_tensor(image).to(self.device)
-            for top, band in self.look.bands(pixels, lambda: bar.advance(task)):
+            for top, band in self.look.bands(pixels.to(self.device), lambda: bar.advance(task)):
                 rows = slice(top, top + band.shape[1])
                 highest, classes = (x.cpu() for x in band.max(dim=0))
                 labels[rows] = classes.numpy()

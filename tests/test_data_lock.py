@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from crossformerpp import engine
-from crossformerpp.engine import lock
-from crossformerpp.engine.lock import NAME, RunInUseError, RunLock
+from crossformerpp.data import lock
+from crossformerpp.data.lock import NAME, RunInUseError, RunLock
 from tiny import tiny_recipe
 
 
