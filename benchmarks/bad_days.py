@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
+from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 
 import crossformerpp.models
 import crossformerpp.share  # noqa: F401 (imported once, before the forks)
@@ -53,12 +55,17 @@ TINY = (
 )
 
 
+_is_evaluating = RawValue("b", 0)  # of the command in the fork; without a lock, which a kill would leave held
+
+
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: exit status (negative: the signal), and what it said."""
+    """How a command ended: exit status (negative: the signal), what it said, and what the signal met."""
 
     status: int
     said: str
+    was_signalled: bool = False
+    was_evaluating: bool = False
 
     @property
     def is_clean(self) -> bool:
@@ -69,17 +76,33 @@ class Ended:
 def run(*arguments: object, log: Path, after: float | None = None, number: int = signal.SIGKILL) -> Ended:
     """A command in a fork, with a signal after so many seconds."""
     process = multiprocessing.get_context("fork").Process(target=_command, args=([*map(str, arguments)], log))
+    _is_evaluating.value = 0
+    log.unlink(missing_ok=True)
     process.start()
     process.join(after)
-    if process.is_alive() and process.pid is not None:
+    was_evaluating, was_signalled = bool(_is_evaluating.value), process.is_alive()
+    if was_signalled and process.pid is not None:
         os.kill(process.pid, number)
         process.join(60)
         assert not process.is_alive(), f"{arguments} goes on after signal {number}"
     assert process.exitcode is not None
-    return Ended(process.exitcode, log.read_text(errors="replace") if log.exists() else "")
+    said = log.read_text(errors="replace") if log.exists() else ""
+    return Ended(process.exitcode, said, was_signalled, was_evaluating)
+
+
+def _watched(evaluate: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def run(loop: Any) -> Any:
+        _is_evaluating.value = 1
+        try:
+            return evaluate(loop)
+        finally:
+            _is_evaluating.value = 0
+
+    return run
 
 
 def _command(arguments: list[str], log: Path) -> None:
+    _EvaluationLoop.run = _watched(_EvaluationLoop.run)  # type: ignore[method-assign]
     file = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(file, stream)
@@ -178,7 +201,7 @@ def others(whole: Path, released: Path, out: Path) -> dict[str, list[object]]:
 
 
 def kill(room: Path, moments: int, seed: int = 0) -> Counter[str]:
-    """Signals at random moments; the outcomes by kind.
+    """Signals at random moments of training, then of the other commands in turn; the outcomes by kind.
 
     Raises:
         AssertionError: A run did not go on bit for bit, or a file is half there.
@@ -189,38 +212,28 @@ def kill(room: Path, moments: int, seed: int = 0) -> Counter[str]:
     ended = run("train", "digits", *settings(), "--out", whole, log=log)
     assert ended.status == 0, ended.said
     length = time.monotonic() - started
-    for moment in range(moments):
-        number = signal.SIGKILL if moment % 2 else signal.SIGTERM
-        outcome = _kill_training(room / "run", whole, generator.uniform(0, length), number, log)
-        outcomes[outcome] += 1
-        print(f"{moment + 1} of {moments}: {outcome}", file=sys.stderr)
     released = released_file(room)
     lengths: dict[str, float] = {}
-    for moment in range(moments):
-        name = generator.choice(list(others(whole, released, room)))
-        out = room / "out"
-        out.mkdir()
-        command = others(whole, released, out)[name]
-        if name not in lengths:
-            started = time.monotonic()
-            assert run(*command, log=log).status == 0, log.read_text()
-            lengths[name] = time.monotonic() - started
-            shutil.rmtree(out)
-            out.mkdir()
+    for name in others(whole, released, room):
+        started = time.monotonic()
+        (room / "out").mkdir()
+        ended = run(*others(whole, released, room / "out")[name], log=log)
+        assert ended.status == 0, f"{name}: {ended.said}"
+        lengths[name] = time.monotonic() - started
+        shutil.rmtree(room / "out")
+    for moment in range(2 * moments):
         number = signal.SIGKILL if moment % 2 else signal.SIGTERM
-        ended = run(*command, log=log, after=generator.uniform(0, lengths[name]), number=number)
-        assert ended.is_clean, f"{name}: {ended.said}"
-        check_whole(out)
-        if number == signal.SIGTERM:
-            left = list(out.rglob("*.unfinished"))
-            assert not left, f"{name} left {left}"
-        again = [*command, "--resume" if name == "predict" else "--overwrite"]
-        ended = run(*again, log=log)
-        assert ended.status == 0, f"{name} again: {ended.said}"
-        check_whole(out)
-        outcomes[f"{name}: whole or not there, and again"] += 1
-        print(f"{moment + 1} of {moments}: {name}", file=sys.stderr)
-        shutil.rmtree(out)
+        outcome = None
+        while outcome is None:  # it had ended before the signal
+            if moment < moments:
+                outcome = _kill_training(room / "run", whole, generator.uniform(0, length), number, log)
+            else:
+                name = list(lengths)[moment // 2 % len(lengths)]
+                after = generator.uniform(0, lengths[name])
+                command = others(whole, released, room / "out")[name]
+                outcome = _kill_other(name, command, room / "out", after, number, log)
+        outcomes[f"{signal.Signals(number).name}: {outcome}"] += 1
+        print(f"{moment + 1} of {2 * moments}: {outcome}", file=sys.stderr)
     return outcomes
 
 
@@ -266,28 +279,47 @@ def kill_predictions(room: Path, moments: int, images: int = 500, seed: int = 0)
     return outcomes
 
 
-def _kill_training(out: Path, whole: Path, after: float, number: int, log: Path) -> str:
+def _kill_training(out: Path, whole: Path, after: float, number: int, log: Path) -> str | None:
     ended = run("train", "digits", *settings(), "--out", out, log=log, after=after, number=number)
     assert ended.is_clean, ended.said
     if out.exists():
         check_whole(out)
+    outcome = f"train{', evaluating' if ended.was_evaluating else ''}: "
     if ended.status == 0:
-        outcome = "train: ended before the signal"
+        outcome += "signal too late to stop it"
     else:
         again = run("train", "--resume", out, log=log)
-        outcome = "train: resumed"
         if again.status != 0:
             is_told = "begin again with --overwrite" in again.said or "not a run" in again.said
             assert again.status == 2, again.said
             assert is_told, again.said
             again = run("train", "digits", *settings(), "--out", out, "--overwrite", log=log)
-            outcome = "train: before the first checkpoint, begun again as it says"
+            outcome += "before the first checkpoint, begun again as it says"
+        else:
+            outcome += "resumed"
         assert again.status == 0, again.said
     assert equal_runs(whole, out), f"another run after signal {number} at {after:.2f} s"
     left = list(out.rglob(".*.unfinished"))
     assert not left, left
     shutil.rmtree(out)
-    return outcome
+    return outcome if ended.was_signalled else None
+
+
+def _kill_other(
+    name: str, command: list[object], out: Path, after: float, number: int, log: Path
+) -> str | None:
+    out.mkdir()
+    ended = run(*command, log=log, after=after, number=number)
+    assert ended.is_clean, f"{name}: {ended.said}"
+    check_whole(out)
+    if number == signal.SIGTERM:
+        left = list(out.rglob(".*.unfinished"))
+        assert not left, f"{name} left {left}"
+    ended_again = run(*command, "--resume" if name == "predict" else "--overwrite", log=log)
+    assert ended_again.status == 0, f"{name} again: {ended_again.said}"
+    check_whole(out)
+    shutil.rmtree(out)
+    return f"{name}: whole or not there, and again" if ended.was_signalled else None
 
 
 def released_file(room: Path) -> Path:
@@ -322,7 +354,7 @@ def small_disk(folder: Path, size: str = "3m") -> Iterator[Path]:
         folder.rmdir()
 
 
-def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 250, 500, 1000, 2000, 3000)) -> Counter[str]:
+def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 500, 1000, 1500, 2000, 3000)) -> Counter[str]:
     """Every command that writes, with so many KB left on the disk.
 
     Raises:
@@ -330,7 +362,12 @@ def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 250, 500, 1000, 20
     """
     outcomes, log = Counter[str](), room / "log"
     whole = room / "whole"
-    ended = run("train", "digits", *settings(), "--out", whole, log=log)
+    narrow = [
+        *settings(),
+        "--set",
+        "model.options.embed_dim=8",
+    ]  # whose checkpoints fit on the disk, once or twice
+    ended = run("train", "digits", *narrow, "--out", whole, log=log)
     assert ended.status == 0, ended.said
     released = released_file(room)
     for left in free:
@@ -344,7 +381,7 @@ def disk(room: Path, free: Sequence[int] = (0, 2, 8, 32, 100, 250, 500, 1000, 20
                 if not out.is_dir():
                     continue
                 command = (
-                    ["train", "digits", *settings(), "--out", out / "run"]
+                    ["train", "digits", *narrow, "--out", out / "run"]
                     if name == "train"
                     else others(whole, released, out)[name]
                 )

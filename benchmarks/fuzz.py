@@ -36,6 +36,7 @@ from crossformerpp.checkpoints import convert, read_checkpoint
 from crossformerpp.data import check_masks
 from crossformerpp.data.check import check_coco
 from crossformerpp.data.coco import open_coco
+from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.mask_files import read_palette
 from crossformerpp.data.names import path_inside, safe_name
 from crossformerpp.data.segmentation import open_splits
@@ -221,7 +222,8 @@ def _picture(kind: str) -> bytes:
     return content.getvalue()
 
 
-_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "16 bits")
+_AVIF = ("AVIF",) if ".avif" in IMAGE_EXTENSIONS else ()  # Pillow 11.3 or newer
+_KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "16 bits", *_AVIF)
 
 
 @cache

@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 
 from crossformerpp import engine, predict
+from crossformerpp.data import digits
 from crossformerpp.recipes.load import load_recipe
 
 MODEL = (
@@ -90,9 +92,9 @@ def sampled(every: float) -> Iterator[Samples]:
 
 
 def soak_training(room: Path, epochs: int, every: float = 1.0) -> Samples:
-    """Epochs of one batch of 64 digits, each with an evaluation, a checkpoint and the learning curve."""
-    settings = (*MODEL, f"trainer.steps={epochs}", "trainer.eval_every=1", "trainer.batch_size=64")
-    with sampled(every) as samples:
+    """Epochs of 16 digits, each with an evaluation on 32, a checkpoint and the learning curve."""
+    settings = (*MODEL, f"trainer.steps={epochs}", "trainer.eval_every=1", "trainer.batch_size=16")
+    with patch.object(digits, "NUM_TEST", 32), sampled(every) as samples:
         engine.train(load_recipe("digits", settings), room / "run")
     return samples
 
@@ -104,7 +106,7 @@ def soak_prediction(room: Path, images: int, every: float = 1.0) -> Samples:
     (room / "in").mkdir()
     paths = []
     for number in range(50):
-        height, width = generator.integers(20, 400, 2)
+        height, width = generator.integers(20, 160, 2)
         pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
         suffix = ("png", "jpg", "webp", "tif", "bmp")[number % 5]
         paths.append(room / "in" / f"{number}.{suffix}")

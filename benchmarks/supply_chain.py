@@ -80,7 +80,9 @@ def _requires(name: str) -> list[str]:
     if name == OURS:  # as the page says, not as it was when it was installed
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         extras = {
-            extra: texts for extra, texts in project["optional-dependencies"].items() if extra != "heic"
+            extra: texts
+            for extra, texts in project["optional-dependencies"].items()
+            if extra not in ("heic", "page")
         }
         return [*project["dependencies"], *(text for texts in extras.values() for text in texts)]
     try:

@@ -122,6 +122,19 @@ def test_where_nothing_is_padded_the_papers_count_is_ours(name):
     assert count_as_the_paper(name, options, 112, 112) == ours
 
 
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("crossformerpp_small", 224, 224), ("crossformer_tiny", 160, 240)]
+)
+@pytest.mark.parametrize("lda", ["regional", "spanning"])
+def test_without_padding_the_formula_counts_what_a_forward_pass_does(name, height, width, lda):
+    options = {"lda": lda, "num_classes": 0}
+    with torch.device("meta"):
+        model = timm.create_model(name, **options)
+    ours = count_complexity(model, (3, height, width)).macs
+    assert count_as_the_paper(name, options, height, width, padded=False) == ours
+    assert count_as_the_paper(name, options, height, width) >= ours
+
+
 @pytest.mark.parametrize("kind", ["regional", "spanning"])
 def test_padding_counts(kind):
     """By hand: stage 1 of one SDA and one LDA block on a map of 9×10, G = 4, I = 3."""

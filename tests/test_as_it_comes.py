@@ -303,6 +303,31 @@ def test_weights_that_are_no_numbers_are_refused_everywhere(digits: Path, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.ckpt"]
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_weights_of_another_kind_of_number_are_refused(
+    digits: Path, tmp_path: Path, call: Call, kind: torch.dtype
+) -> None:
+    """Copied as they are, quantised weights would be other weights, and imaginary parts would be lost."""
+    state = torch.load(digits / "checkpoints" / "last.ckpt", weights_only=True)
+    state["state_dict"] = {key: value.to(kind) for key, value in state["state_dict"].items()}
+    torch.save(state, tmp_path / "bad.ckpt")
+    status, out, err = call("predict", tmp_path / "bad.ckpt", digits / "samples")
+    assert (status, out) == (2, "")
+    assert "another kind of number" in err
+
+
+def test_a_run_among_the_images_is_no_class_and_its_pictures_are_no_images(
+    digits: Path, tmp_path: Path, call: Call
+) -> None:
+    root = photos(tmp_path / "photos", "cat", "dog")
+    shutil.copytree(digits, root / "run")
+    with pytest.warns(UserWarning, match=r"left out 1 × run of `crossformer train` \(run/\)"):
+        assert open_folder(root, "test", 0.2, seed=0).class_names == ["cat", "dog"]
+    status, out, _ = call("predict", digits, root, "--json", "--out", tmp_path / "out")
+    assert status == 0
+    assert len(json.loads(out)) == 16
+
+
 def test_an_output_that_is_no_number_is_said_per_image(
     digits: Path, tmp_path: Path, call: Call, monkeypatch: Any
 ) -> None:

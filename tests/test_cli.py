@@ -159,6 +159,30 @@ def test_bad_images_are_named_and_the_others_are_predicted(
     assert ["error" in record for record in json.loads(out)] == [False, False, True, True]
 
 
+def test_predictions_are_resumed_by_their_folder(call: Call, run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("predict", run, photos, "--no-pictures", "--top-k", 1, "--batch-size", 4, "--resume")
+    status, said, err = call(*command)
+    assert (status, said) == (2, "")
+    assert "--resume needs --out" in err
+    assert call(*command, "--out", out, "--workers", 1)[0] == 0
+    whole = (out / "predictions.jsonl").read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "predict.json", "predictions.csv", "predictions.json", "predictions.jsonl",
+    ]  # fmt: skip
+    (out / "predictions.jsonl").write_bytes(whole[:1000])
+    status, said, err = call(*command, "--out", out, "--json")
+    assert status == 0
+    assert f"{whole[:1000].count(b'}]')} of 90 images were done before" in err
+    assert [entry["image"] for entry in json.loads(said)] == [
+        json.loads(line)["image"] for line in whole.splitlines()
+    ]
+    assert (out / "predictions.csv").read_bytes().count(b"\n") == 91
+    status, _, err = call(*command, "--out", out, "--set", "data.eval_resize=40")
+    assert status == 2
+    assert "--set [] began these predictions, now it is ['data.eval_resize=40']" in err
+
+
 def test_an_image_that_is_not_there_leaves_no_folder(call: Call, run: Path, tmp_path: Path) -> None:
     status, _, err = call("predict", run, tmp_path / "typo.png", "--out", tmp_path / "out")
     assert status == 2

@@ -1,5 +1,6 @@
 """`crossformer demo`: one page that tells a run, looked at in a real browser where there is one."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ import pytest
 
 from crossformerpp import engine
 from crossformerpp.cli import demo, main
+from crossformerpp.data.scenes import write_digit_scenes
+from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.tasks.classification import report
+from test_tasks_detection_run import recipe as detection
+from test_tasks_segmentation_run import recipe as segmentation
 from tiny import tiny_recipe
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -123,9 +128,54 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digit_scenes(tmp_path_factory.mktemp("data") / "scenes", train=4, val=4, size=96)
+
+
+@pytest.fixture(scope="module")
+def detection_page(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "detection"
+    values = detection(scenes, "mask_rcnn", 2).model_dump() | {"schedule": {"warmup_steps": 0}}
+    engine.train(parse_recipe(values, "detection"), folder)
+    return shown(folder)
+
+
+@pytest.fixture(scope="module")
+def segmentation_page(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "segmentation"
+    engine.train(segmentation(scenes, "semantic_fpn", 2), folder)
+    return shown(folder)
+
+
+def shown(run: Path) -> Path:
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", str(run)])
+    assert exit.value.code == 0
+    return run / "report.html"
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_a_dense_page_shows_truth_beside_prediction(task: str, request: pytest.FixtureRequest) -> None:
+    page: Path = request.getfixturevalue(f"{task}_page")
+    text = page.read_text()
+    metrics = json.loads((page.parent / "metrics.json").read_text())
+    name, key = {"detection": ("box AP", "box_AP"), "segmentation": ("mean IoU", "miou")}[task]
+    assert f"<h1>{name} {metrics[key]:.1%} on {metrics['images']} images</h1>" in text
+    assert text.count('<figure class="pair">') == metrics["images"]
+    assert "Confusions" not in text
+    assert "mistake" not in text
+    rows = (page.parent / "per_class.csv").read_text().splitlines()[1:]
+    assert any(re.search(rf"<td[^>]*>{row.split(',')[0]}</td>", text) for row in rows)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_the_page(browser: Any, page: Path, scheme: str, width: int) -> None:
+@pytest.mark.parametrize("which", ["page", "detection_page", "segmentation_page"])
+def test_a_browser_shows_the_page(
+    browser: Any, request: pytest.FixtureRequest, which: str, scheme: str, width: int
+) -> None:
+    page: Path = request.getfixturevalue(which)
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
     view = context.new_page()
     complaints: list[str] = []
@@ -142,9 +192,9 @@ def test_a_browser_shows_the_page(browser: Any, page: Path, scheme: str, width: 
     context.close()
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
-    assert len(images) > 20
+    assert len(images) > (20 if which == "page" else 3)
     assert all(images)
-    assert len(contrasts) > 100
+    assert len(contrasts) > (100 if which == "page" else 50)
     assert [found for found in contrasts if found[1] < LEAST_CONTRAST] == []
     assert is_dark == (scheme == "dark")
     assert overflow <= 0

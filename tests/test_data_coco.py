@@ -298,6 +298,11 @@ def test_two_images_of_one_id_are_both_left_out(tmp_path):
     }
 
 
+def test_crowds_alone_are_nothing_to_learn_from(tmp_path):
+    with pytest.raises(ValueError, match=r"no annotation can be used \(it has none but crowds\)"):
+        open_coco(*page_of(tmp_path, annotations=[{"iscrowd": 1}, {"iscrowd": 1}]))
+
+
 def test_training_refuses_ids_that_several_images_have(tmp_path):
     files = page_of(tmp_path, images=[{}, {"id": 1}])
     with pytest.raises(ValueError, match="several images have the id 1"):

@@ -34,7 +34,12 @@ def test_rgb_is_unchanged(tmp_path: Path) -> None:
     [("CMYK", "tif"), ("CMYK", "jpg"), ("YCbCr", "tif"), ("YCbCr", "jpg"), ("P", "tif"), ("P", "png")],
 )
 def test_other_colour_spaces_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
-    image = read_image(save(Image.fromarray(RED).convert(mode), tmp_path / f"a.{suffix}"))
+    path = save(Image.fromarray(RED).convert(mode), tmp_path / f"a.{suffix}")
+    try:
+        Image.open(path).load()
+    except OSError:  # of Pillow 10 and 11, for YCbCr in TIFF
+        pytest.skip("this Pillow cannot read what it wrote")
+    image = read_image(path)
     assert image.mode == "RGB"
     assert np.abs(np.asarray(image).astype(int) - RED).max() <= 4
 

@@ -1,5 +1,6 @@
 """Exported files: open in batch, height and width, and predicting as PyTorch does, without PyTorch."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
 from crossformerpp.runtime import open_predictor
 from crossformerpp.runtime.detector import suppress
-from crossformerpp.runtime.files import KEY
+from crossformerpp.runtime.files import KEY, open_session
 from crossformerpp.runtime.files import open_onnx as open_network
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
@@ -59,18 +60,18 @@ def photograph(width: int = 131, height: int = 90) -> Image.Image:
     return Image.fromarray(astronaut()[100:400, 60:497]).resize((width, height))
 
 
-def save(task: str, folder: Path, **page: Any) -> Path:
+def save(task: str, folder: Path, names: list[str] = NAMES, **page: Any) -> Path:
     """A checkpoint as the engine writes it, of a network whose answers differ from pixel to pixel."""
     values = {"task": task, "model": TINY, "trainer": {"steps": 1}, **PAGES[task], **page}
     recipe = parse_recipe(values, "tiny")
     torch.manual_seed(0)
-    model = find_task(task).module(recipe, NAMES).model
+    model = find_task(task).module(recipe, names).model
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "stages." not in name:
             torch.nn.init.kaiming_normal_(parameter)
     weights = {f"model.{key}": value for key, value in model.state_dict().items()}
     path = folder / f"{task}.ckpt"
-    torch.save({SAVED: pack(dump_recipe(recipe), NAMES, 1), "state_dict": weights}, path)
+    torch.save({SAVED: pack(dump_recipe(recipe), names, 1), "state_dict": weights}, path)
     return path
 
 
@@ -161,6 +162,26 @@ def test_retinanet_agrees(folder: Path, rules: str) -> None:
             assert a["score"] == pytest.approx(b["score"], abs=1e-4)
             assert a["bbox"] == pytest.approx(b["bbox"], abs=0.02)
 
+    assert_openvino_agrees(file)
+
+
+def assert_openvino_agrees(file: Path, **others: np.ndarray) -> None:
+    """OpenVINO, where it is installed, answers as ONNX Runtime at three sizes."""
+    if importlib.util.find_spec("openvino") is None:
+        return
+    import openvino
+
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16 where the machine has it
+    compiled = openvino.Core().compile_model(file, "CPU", exact)
+    for sides in [(96, 128), (128, 96), (96, 160)]:
+        images = np.random.default_rng(0).standard_normal((1, 3, *sides)).astype(np.float32)
+        inputs = {"images": images, **({"size": np.array(sides) - 3} if others else {}), **others}
+        expected = open_session(file).run(None, inputs)
+        found = list(compiled(inputs).values())
+        assert [x.shape for x in found] == [x.shape for x in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=2e-3 * max(1e-6, np.abs(theirs).max(initial=0)))
+
 
 def test_suppression_is_torchvisions() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -194,11 +215,13 @@ def test_what_cannot_be_exported_or_read_is_said(
     checkpoint, file = classifier
     before = file.read_bytes()
     masks = save("detection", tmp_path, detector={"name": "mask_rcnn", "pyramid_channels": 16})
+    form = ["--format", "torch-export"]
     (tmp_path / "broken.onnx").write_text("<html>")
     for arguments, message in [
         (["export", checkpoint, "--out", file], "exists and is kept"),
         (["export", checkpoint, "--out", tmp_path / "no" / "a.onnx"], "there is no folder"),
-        (["export", masks, "--out", tmp_path / "a.onnx"], "Mask R-CNN"),
+        (["export", masks, "--out", tmp_path / "a.pt2", *form], "Mask R-CNN is exported to ONNX"),
+        (["export", checkpoint, "--out", tmp_path / "a.onnx", "--size", "96"], "--dynamic-size"),
         (["predict", tmp_path / "broken.onnx", "x.png"], "not a readable ONNX file"),
         (["predict", file, "x.png", "--set", "data.size=32"], "export it again"),
     ]:

@@ -18,14 +18,20 @@ if TYPE_CHECKING or "crossformer_command" not in sys.modules:
         return pretrained_file(name)
 
     _weights.find_file = _find_file
+if TYPE_CHECKING:
+    from crossformerpp.share import from_pretrained
 
 __version__ = "0.1.0"
-__all__ = ["VARIANTS", "CrossFormer"]
+__all__ = ["VARIANTS", "CrossFormer", "from_pretrained"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "from_pretrained":
+        from crossformerpp.share import from_pretrained
+
+        return from_pretrained
     from crossformerpp import models
 
     return getattr(models, name)

@@ -12,11 +12,13 @@ Legend: C channels, H W map, G group side, I interval, h heads, p width of the D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from math import prod
+from typing import Any, cast
 
 from crossformerpp.layers.cooling import is_cooled
 from crossformerpp.layers.embedding import allocate_dims
 from crossformerpp.layers.group_size import expand_per_block, policy_sizes
+from crossformerpp.layers.grouping import GroupRule
 from crossformerpp.models import VARIANTS
 
 _KERNELS = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4))
@@ -28,13 +30,16 @@ def is_paper_countable(model: str | None, options: Mapping[str, Any]) -> bool:
     return model in VARIANTS and not any(name in options for name in _UNCOUNTED)
 
 
-def count_as_the_paper(model: str, options: Mapping[str, Any], height: int, width: int) -> int:
+def count_as_the_paper(
+    model: str, options: Mapping[str, Any], height: int, width: int, padded: bool = True
+) -> int:
     """Multiply-accumulates of a backbone without its head, for one image, by the paper's counting.
 
     Args:
         model: A key of `VARIANTS`.
         options: Overrides of its arguments.
         height, width: Of the image.
+        padded: Whether padding counts; without, it is our own count by formula, and no forward pass is needed.
     """
     arguments = {**VARIANTS[model], **options}
     depths = arguments["depths"]
@@ -51,8 +56,12 @@ def count_as_the_paper(model: str, options: Mapping[str, Any], height: int, widt
         total += sum(k * k * dim_in * out * H * W for k, out in zip(kernels, outputs, strict=True))
         for block in range(depth):
             G, interval = sizes[stage][block], gaps[stage][block]
-            grouped = _group(H, W, G, interval, words[stage] if block % 2 else "short")
-            total += _block(dim, H, W, *grouped)
+            kind = words[stage] if block % 2 else "short"
+            tokens, h, w = _group(H, W, G, interval, kind)
+            pairs = tokens * h * w
+            if not padded:
+                tokens, pairs = H * W, _real_pairs(H, W, G, interval, kind)
+            total += _block(dim, H, W, tokens, pairs, h, w)
             if is_cooled(block, depth, arguments["cooling"]):
                 total += 9 * dim * H * W
         dim_in = dim
@@ -73,9 +82,17 @@ def _group(H: int, W: int, G: int, interval: int | str, kind: str) -> tuple[int,
     return -(-H // side) * -(-W // side) * side**2, G, G
 
 
-def _block(dim: int, H: int, W: int, padded: int, group_height: int, group_width: int) -> int:
+def _real_pairs(H: int, W: int, G: int, interval: Any, kind: str) -> int:
+    """Pairs of real tokens that share a group."""
+    rule = GroupRule("short", G) if kind == "short" else GroupRule("long", G, interval, cast(Any, kind))
+    groups = rule.on(H, W)
+    sides = zip((H, W), groups.region, strict=True)
+    return prod(sum(len(starts) * size**2 for starts, size in groups.along(*side)) for side in sides)
+
+
+def _block(dim: int, H: int, W: int, tokens: int, pairs: int, group_height: int, group_width: int) -> int:
     """SDA or LDA (qkv, both products, projection), the MLP, and the DPB."""
     heads, p = dim // 32, dim // 16
-    attention = 4 * padded * dim**2 + 2 * padded * group_height * group_width * dim
+    attention = 4 * tokens * dim**2 + 2 * pairs * dim
     bias = (2 * group_height - 1) * (2 * group_width - 1) * (2 * p + 2 * p**2 + p * heads)
     return attention + 8 * H * W * dim**2 + bias

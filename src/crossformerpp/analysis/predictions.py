@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.annotate import label_image
+from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.objects import draw_objects, drawn_objects
 from crossformerpp.analysis.overlay import add_legend, blend
 from crossformerpp.data.mask_files import Color, index_picture
@@ -83,16 +84,26 @@ class Predictor(ABC, Generic[P]):
         return found
 
 
+def set_column(coverage: float) -> str:
+    """Name of the table's column that says which classes are in the promised set."""
+    return f"in the {coverage:.3g} set"
+
+
 @dataclass(frozen=True)
 class ClassPrediction:
-    """The most likely classes, best first, with their probabilities."""
+    """The most likely classes, best first, with their probabilities; after a calibration also the set of classes that
+    holds the true one with a promised probability (`analysis.conformal`)."""
 
     columns: ClassVar[Sequence[str]] = ("class", "probability")
 
     top: list[tuple[str, float]]
+    answer: list[str] | None = None  # the set that holds the truth with probability `coverage`
+    coverage: float | None = None
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, class_names: Sequence[str], top_k: int) -> "ClassPrediction":
+    def of(
+        cls, probabilities: np.ndarray, class_names: Sequence[str], top_k: int, promise: Promise | None
+    ) -> "ClassPrediction":
         """The one place where a classifier's probabilities (K,) become a result.
 
         Raises:
@@ -100,14 +111,36 @@ class ClassPrediction:
         """
         if not np.isfinite(probabilities).all():
             raise ValueError("the network's output is not a number (NaN)")
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
-        return cls([(class_names[label], float(probabilities[label])) for label in best])
+        order = np.argsort(-probabilities, kind="stable")
+        top = [(class_names[label], float(probabilities[label])) for label in order[:top_k]]
+        if promise is None:
+            return cls(top)
+        kept = promise.answer(probabilities)
+        return cls(top, [class_names[label] for label in order if kept[label]], promise.coverage)
+
+    @classmethod
+    def columns_with(cls, promise: Promise | None) -> Sequence[str]:
+        """Of the table, where there is a promise."""
+        return cls.columns if promise is None else (*cls.columns, set_column(promise.coverage))
 
     def rows(self) -> list[tuple[str, ...]]:
-        return [(name, f"{share:.1%}") for name, share in self.top]
+        if self.answer is None:
+            return [(name, f"{share:.1%}") for name, share in self.top]
+        size = len(self.answer)  # the most likely classes, so they are the first of `top`
+        rows: list[tuple[str, ...]] = [
+            (name, f"{share:.1%}", "yes" if n < size else "") for n, (name, share) in enumerate(self.top)
+        ]
+        if not size:
+            return [("none of these", "", "yes"), *rows]
+        return rows if size <= len(rows) else [*rows, (f"and {size - len(rows)} more", "", "yes")]
 
     def to_json(self) -> dict[str, Any]:
-        return {"top": [{"class": name, "probability": share} for name, share in self.top]}
+        top = [{"class": name, "probability": share} for name, share in self.top]
+        return (
+            {"top": top}
+            if self.answer is None
+            else {"top": top, "answer": self.answer, "coverage": self.coverage}
+        )
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         return {"": label_image(image, self.top)}

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from io import BytesIO
 from typing import Any
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 MAX_MATRIX_CLASSES = 20  # a wider confusion matrix does not fit a page
-_THUMBNAIL = 160  # pixels of an image's longer side
+_THUMBNAIL, _PICTURE = 160, 640  # pixels of an image's longer side
 _COLORED = (
     "text.color",
     "axes.labelcolor",
@@ -48,6 +48,15 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """An image twice: with its truth and with its prediction drawn into it."""
+
+    name: str
+    truth: Image.Image
+    prediction: Image.Image
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of text under a heading; columns of figures are set to the right."""
 
@@ -75,6 +84,7 @@ class Report:
         headline: (figure, what it is) of the tiles on top.
         mistakes: Some of the wrong predictions, `right` of the right ones.
         confusion: (K, K) counts by true and predicted class.
+        pairs: Truth beside prediction.
         next_steps: (what for, command).
         about: (what, how it was) of the run's beginning.
         recipe: The YAML page.
@@ -83,13 +93,8 @@ class Report:
     title: str
     subtitle: str
     headline: list[tuple[str, str]]
-    num_mistakes: int
-    num_samples: int
-    mistakes: list[Shown]
-    right: list[Shown]
     figures: list[DrawnFigure]
     class_names: list[str]
-    confusion: np.ndarray
     classes: Table
     model: Table
     speed: Table
@@ -97,6 +102,14 @@ class Report:
     next_steps: list[tuple[str, str]]
     about: list[tuple[str, str]]
     recipe: str
+    # of classifiers
+    num_mistakes: int = 0
+    num_samples: int = 0
+    mistakes: list[Shown] = field(default_factory=list)
+    right: list[Shown] = field(default_factory=list)
+    confusion: np.ndarray | None = None
+    # of detectors and segmenters
+    pairs: list[Pair] = field(default_factory=list)
 
 
 def to_html(report: Report) -> str:
@@ -104,7 +117,11 @@ def to_html(report: Report) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"image_uri": image_uri, "in_both_colours": in_both_colours}
+    environment.filters |= {
+        "image_uri": image_uri,
+        "picture_uri": picture_uri,
+        "in_both_colours": in_both_colours,
+    }
     template = environment.from_string(
         (files("crossformerpp.analysis") / "report.html").read_text(encoding="utf-8")
     )
@@ -113,7 +130,7 @@ def to_html(report: Report) -> str:
 
 def _matrix(report: Report) -> list[list[dict[str, Any]]]:
     """Cells of the confusion matrix: count, and the share of the row in percent; none if there are too many."""
-    if len(report.class_names) > MAX_MATRIX_CLASSES:
+    if report.confusion is None or len(report.class_names) > MAX_MATRIX_CLASSES:
         return []
     shares = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
     return [
@@ -122,9 +139,14 @@ def _matrix(report: Report) -> list[list[dict[str, Any]]]:
     ]
 
 
-def image_uri(image: Image.Image) -> str:
+def picture_uri(image: Image.Image) -> str:
+    """A version of an annotated image in which its names can be read, as a data URI."""
+    return image_uri(image, _PICTURE)
+
+
+def image_uri(image: Image.Image, side: int = _THUMBNAIL) -> str:
     """A small version of an image as a data URI."""
-    small = ImageOps.contain(image, (_THUMBNAIL, _THUMBNAIL)) if max(image.size) > _THUMBNAIL else image
+    small = ImageOps.contain(image, (side, side)) if max(image.size) > side else image
     kind = "png" if max(small.size) <= 64 else "jpeg"
     content = BytesIO()
     small.save(content, kind)

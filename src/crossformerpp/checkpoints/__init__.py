@@ -8,8 +8,8 @@ the weights against the variant they are said to belong to and writes safetensor
     timm.create_model("crossformer_small", checkpoint_path="crossformer_small.safetensors")
     timm.create_model("crossformer_small", features_only=True, checkpoint_path="crossformer_small.safetensors")
 
-The second takes the file of a backbone only, too (from a detector or a segmenter). `checkpoints.download` has the weights
-by name.
+The second takes the file of a backbone only, too (from a detector or a segmenter). `checkpoints.download` finds the
+weights by a model's name.
 """
 
 import difflib

@@ -13,7 +13,8 @@ NEW_RUN = Path("runs/demo")
 
 def demo(
     run: Annotated[
-        Path | None, typer.Argument(help="A classifier's run; default: train the digits in runs/demo first.")
+        Path | None,
+        typer.Argument(help="A finished run of any task; default: train the digits in runs/demo first."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Output page; default: RUN/report.html.")] = None,
     overwrite: Overwrite = False,
@@ -32,8 +33,13 @@ def demo(
 
     from crossformerpp.analysis.report import to_html
     from crossformerpp.data.writing import replacing
-    from crossformerpp.tasks.classification.report import describe_run
+    from crossformerpp.tasks.saved import open_saved
 
+    is_classifier = open_saved(run).recipe.task == "classification"
+    if is_classifier:
+        from crossformerpp.tasks.classification.report import describe_run
+    else:
+        from crossformerpp.tasks.dense_report import describe_run
     content = to_html(describe_run(run)).encode("utf-8", "backslashreplace")
     page.parent.mkdir(parents=True, exist_ok=True)
     with replacing(page) as file:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_table
+from crossformerpp.cli.output import say, show_json, show_metrics, show_table, track
 from crossformerpp.cli.train import AsJson, Budget, Overwrite
 
 
@@ -24,6 +24,24 @@ def export(
         int | None,
         typer.Option(min=32, help="Approximate shorter side of the images; default: the recipe's."),
     ] = None,
+    dynamic_size: Annotated[
+        bool,
+        typer.Option("--dynamic-size", help="Leave a classifier's height and width open, as others' are."),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Quantize to int8 (ONNX), and judge what it costs; needs --calibrate."),
+    ] = False,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Folder of images to calibrate int8 with, like those to come.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Data to judge int8 by; default: the run's validation data."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=1, help="Refuse int8 that loses more of top-1, box AP or mIoU.")
+    ] = 0.01,
     budget: Budget = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -32,27 +50,60 @@ def export(
     from crossformerpp.export import export as write
     from crossformerpp.export.formats import SUFFIXES
 
+    if int8 != (calibrate is not None):
+        raise ValueError("--int8 and --calibrate FOLDER go together: the images give the ranges of values")
+    if int8 and (form != "onnx" or features):
+        raise ValueError("--int8 is for whole models in ONNX; leave out --format and --features")
+    if int8 and budget is not None:
+        raise ValueError("--int8 is judged beside the run at its own setting; leave out --budget")
+    if data is not None and not int8:
+        raise ValueError("--data judges int8; `crossformer eval FILE --data …` judges any exported file")
     destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
-    report = write(
-        checkpoint, destination, form, features=features, size=size, budget=budget, overwrite=overwrite
-    )
+    certificate = None
+    if calibrate is not None:
+        from crossformerpp.export.int8 import export_int8
+
+        report, certificate = export_int8(
+            checkpoint,
+            destination,
+            calibrate,
+            root=data,
+            max_drop=max_drop,
+            size=size,
+            dynamic_size=dynamic_size,
+            overwrite=overwrite,
+            track=lambda items, total: track(items, total, "judge int8"),
+        )
+    else:
+        report = write(
+            checkpoint,
+            destination,
+            form,
+            features=features,
+            size=size,
+            dynamic_size=dynamic_size,
+            budget=budget,
+            overwrite=overwrite,
+        )
     rows = [("×".join(map(str, shape)), *found) for shape, found in report.differences.items()]
     if as_json:
         names = ("images", "difference", "share")
-        show_json(
-            {
-                "file": str(report.destination),
-                "task": report.task,
-                "outputs": list(report.outputs),
-                "short_sides": list(report.short_sides),
-                "compared": [dict(zip(names, row, strict=True)) for row in rows],
-            }
-        )
+        page = {
+            "file": str(report.destination),
+            "task": report.task,
+            "outputs": list(report.outputs),
+            "short_sides": list(report.short_sides),
+            "compared": [dict(zip(names, row, strict=True)) for row in rows],
+        }
+        show_json(page if certificate is None else page | {"certificate": certificate.to_json()})
         return
     show_table(
         ("images", "largest difference to eager", "of the largest output"),
         [(shape, f"{difference:.1e}", f"{share:.1e}") for shape, difference, share in rows],
+        None if certificate is None else "float32, before it became int8",
     )
+    if certificate is not None:
+        show_metrics(certificate.metrics(), f"int8, beside {certificate.checkpoint} on {certificate.data}")
     least, most = report.short_sides
     sides = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
     outputs = ", ".join(report.outputs)

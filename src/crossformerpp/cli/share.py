@@ -16,12 +16,17 @@ def share(
         str | None, typer.Option(help="Also upload to the Hugging Face Hub as USER/NAME.")
     ] = None,
     license: Annotated[str, typer.Option(help="License of the weights.")] = "apache-2.0",
+    pictures: Annotated[
+        bool, typer.Option(help="Show the evaluation's pictures, which are of validation data, on the card.")
+    ] = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a folder for timm and the Hugging Face Hub: weights, config and a model card."""
+    """Write a folder for the Hugging Face Hub and timm: weights, config, a model card, a page to try the model."""
     from crossformerpp import share as room
 
-    folder = room.write_folder(run, out, license=license, repo=push, overwrite=overwrite)
-    say(f'{folder}: weights, config and card; timm.create_model("local-dir:{folder}", pretrained=True)')
+    folder = room.write_folder(run, out, license=license, repo=push, pictures=pictures, overwrite=overwrite)
+    say(
+        f'{folder}: weights, config and card; crossformerpp.from_pretrained("{folder}"), or python {folder}/app.py'
+    )
     if push is not None:
         say(room.push(folder, push))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_metrics
+from crossformerpp.cli.output import say, show_json, show_metrics, track
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder; sets data.root of the recipe.")]
 Overrides = Annotated[
@@ -73,7 +73,9 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, or a file of `convert`.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, a file of `convert` or of `export`.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option("--data", help="Evaluate other data: a folder as for train, or one of class folders."),
@@ -82,21 +84,59 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for metrics.json and pictures; default: a new RUN/eval.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Of an exported file: the run it was made from, to be compared with."),
+    ] = None,
+    conformal: Annotated[
+        float | None,
+        typer.Option(
+            help="Calibrate a classifier to answer with the set of classes that holds the true one with this "
+            "probability, e.g. 0.9."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a trained model: table, metrics.json, pictures."""
+    """Evaluate a trained model or an exported file: table, metrics.json, pictures."""
     from crossformerpp import engine
     from crossformerpp.data.writing import claim_folder, fresh_folder
 
+    if conformal is not None and data is not None and not is_exported(run):
+        raise ValueError("--conformal calibrates on the run's validation data; leave out --data")
+    if checkpoint is not None and not is_exported(run):
+        raise ValueError(f"--checkpoint is for exported files (.onnx, .pt2), and {run} is none")
     folder = fresh_folder((run if run.is_dir() else run.parent) / "eval") if out is None else out
     if out is not None:
         claim_folder(out, overwrite)
-    metrics = engine.evaluate(run, root=data, out=folder, overrides=overrides or ())
+    beside = None
+    if is_exported(run):
+        from crossformerpp.export import certificate
+
+        found = certificate.certify(
+            run,
+            root=data,
+            checkpoint=checkpoint,
+            overrides=overrides or (),
+            conformal=conformal,
+            track=lambda items, total: track(items, total, "eval"),
+        )
+        metrics = found.metrics()
+        certificate.write_results(found, folder)
+        beside = found.write()
+    else:
+        metrics = engine.evaluate(run, root=data, out=folder, overrides=overrides or (), conformal=conformal)
     if not engine.is_first():
         return
     if as_json:
         show_json({"run": str(run), **metrics})
-    else:
-        show_metrics(metrics, str(run))
-        say(f"metrics.json and pictures are in {folder}")
+        return
+    show_metrics(metrics, str(run))
+    say(f"metrics.json and pictures are in {folder}")
+    if beside is not None:
+        say(f"the certificate is in {run} and in {beside}")
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a path is of an exported file, by its name."""
+    return path.suffix in (".onnx", ".pt2")

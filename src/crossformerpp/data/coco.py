@@ -105,7 +105,9 @@ def open_coco(
     if not coco.images:
         raise ValueError(f"{annotations}: none of its images is in {images}")
     if not any(thing for image in coco.images for thing in image.objects if not thing.is_crowd):
-        left_out = "; ".join(coco.problems.lines()) or "it has none"
+        has_crowds = any(image.objects for image in coco.images)
+        rest = "it has none but crowds" if has_crowds else "it has none"
+        left_out = "; ".join(coco.problems.lines()) or rest
         raise ValueError(f"{annotations}: no annotation can be used ({left_out})")
     if (problem := suspicion(coco)) is not None:
         if all(max(_sides(thing)) <= 1.5 for image in coco.images for thing in image.objects):

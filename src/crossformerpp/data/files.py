@@ -102,6 +102,8 @@ def _entries(
             continue
         if entry.is_symlink() and _leads_inside(os.path.realpath(entry.path), real_root, real_folder):
             left_out.add("link into the folder itself", _named(entry, root))
+        elif stat.S_ISDIR(status.st_mode) and _is_run(entry.path):
+            left_out.add("run of `crossformer train`", f"{_named(entry, root)}/")
         elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
             yield entry, status
         else:
@@ -118,6 +120,11 @@ def _note_hidden(
                 left_out.add("hidden or system folder", f"{_named(entry, root)}/")
     elif os.path.splitext(entry.name)[1].lower() in extensions:
         left_out.add("hidden or system file", _named(entry, root))
+
+
+def _is_run(folder: str) -> bool:
+    """Whether a folder is a run, whose pictures are no data: people put --out where their data are."""
+    return all(os.path.exists(os.path.join(folder, name)) for name in ("recipe.yaml", "run.json"))
 
 
 def _leads_inside(target: str, root: str, folder: str) -> bool:

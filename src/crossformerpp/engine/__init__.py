@@ -70,6 +70,8 @@ from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
 from crossformerpp.tasks import find_task
+from crossformerpp.tasks.classification import promise as promises
+from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -172,7 +174,12 @@ def _locked(run: RunFolder) -> AbstractContextManager:
 
 
 def evaluate(
-    path: Path, *, root: Path | None = None, out: Path | None = None, overrides: Iterable[str] = ()
+    path: Path,
+    *,
+    root: Path | None = None,
+    out: Path | None = None,
+    overrides: Iterable[str] = (),
+    conformal: float | None = None,
 ) -> dict[str, float]:
     """Evaluate a run or a checkpoint on its validation data, or on other data.
 
@@ -180,11 +187,18 @@ def evaluate(
         root: A folder of data to use instead of the run's own.
         out: Where to write metrics.json, tables and pictures; None: nowhere.
         overrides: `a.b=value` texts, e.g. another data.size or trainer.workers.
+        conformal: Calibrate a classifier's answers to hold the truth with this probability, and keep the threshold
+            beside the weights.
 
     Raises:
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
+    overrides = list(overrides)
+    if conformal is not None and saved.recipe.task != "classification":
+        raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
+    if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
+        raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
     recipe = evaluated_recipe(saved, root, overrides)
     task = find_task(recipe.task)
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
@@ -196,6 +210,11 @@ def evaluate(
     seconds = time.perf_counter() - started
     evaluation = module.last_evaluation
     assert evaluation is not None
+    promise = None
+    if isinstance(evaluation, ClassificationEvaluation):
+        evaluation, promise = promises.judge_promise(
+            evaluation, promises.read_promise(saved), conformal, is_other=root is not None
+        )
     if out is not None and trainer.is_global_zero:
         about = {
             "checkpoint": str(saved.path),
@@ -206,6 +225,8 @@ def evaluate(
         with replacing_folder(out) as draft:
             write_json(draft / "metrics.json", evaluation.metrics | about)
             evaluation.write(draft, split)
+    if promise is not None and conformal is not None and trainer.is_global_zero:
+        promises.write_promise(saved, promise)
     return evaluation.metrics
 
 

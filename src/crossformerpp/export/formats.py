@@ -11,9 +11,12 @@ from torch.export import ExportedProgram
 
 from crossformerpp.export.networks import Network
 from crossformerpp.runtime.files import KEY, open_session
+from crossformerpp.tasks.programs import load_package
+
+INPUTS = ("images", "size", "min_score")  # the last two of Mask R-CNN alone
 
 Write = Callable[[ExportedProgram, Path, Network], None]
-Run = Callable[[Path], Callable[[Tensor], list[Tensor]]]
+Run = Callable[[Path], Callable[..., list[Tensor]]]  # takes the network's inputs one by one
 
 
 def _write_onnx(program: ExportedProgram, path: Path, network: Network) -> None:
@@ -27,13 +30,15 @@ def _write_onnx(program: ExportedProgram, path: Path, network: Network) -> None:
         program,
         dynamo=True,
         verbose=False,
-        input_names=["images"],
+        input_names=list(INPUTS[: 3 if network.is_whole else 1]),
         output_names=list(network.outputs),
     )
     assert exported is not None
     exported.model.metadata_props[KEY] = json.dumps(network.about)
-    for place, name in ((0, "batch"), (2, "height"), (3, "width"))[: 3 if network.is_open else 1]:
-        _rename(exported.model.graph, place, name)
+    graph: Any = exported.model.graph
+    for place, name in ((0, "batch"), (2, "height"), (3, "width")):
+        if not isinstance(graph.inputs[0].shape[place], int):
+            _rename(graph, place, name)
     exported.save(path)
 
 
@@ -47,9 +52,14 @@ def _rename(graph: Any, place: int, name: str) -> None:
                     value.shape[number] = name
 
 
-def _run_onnx(path: Path) -> Callable[[Tensor], list[Tensor]]:
+def _run_onnx(path: Path) -> Callable[..., list[Tensor]]:
     session = open_session(path)
-    return lambda images: [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=False)}
+        return [torch.from_numpy(x) for x in session.run(None, feed)]
+
+    return run
 
 
 def _write_program(program: ExportedProgram, path: Path, network: Network) -> None:
@@ -57,25 +67,29 @@ def _write_program(program: ExportedProgram, path: Path, network: Network) -> No
         torch.export.save(program, file, extra_files={KEY: json.dumps(network.about)})
 
 
-def _run_program(path: Path) -> Callable[[Tensor], list[Tensor]]:
+def _run_program(path: Path) -> Callable[..., list[Tensor]]:
     with path.open("rb") as file:
         module = torch.export.load(file).module()
-    return lambda images: list(module(images))
+    return lambda *inputs: list(module(*inputs))
 
 
 def _write_package(program: ExportedProgram, path: Path, network: Network) -> None:
     metadata = {KEY: json.dumps(network.about)}
+    package = path.with_name(f"{path.name}.pt2")  # a name that AOTInductor takes
     try:
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": metadata}
+            program, package_path=str(package), inductor_configs={"aot_inductor.metadata": metadata}
         )
+        package.replace(path)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"AOTInductor cannot build here, it needs a C++ compiler: {error}") from None
+    finally:
+        package.unlink(missing_ok=True)
 
 
-def _run_package(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    loaded = torch._inductor.aoti_load_package(str(path))
-    return lambda images: list(loaded(images))
+def _run_package(path: Path) -> Callable[..., list[Tensor]]:
+    loaded = load_package(path)
+    return lambda *inputs: list(loaded(*inputs))
 
 
 FORMATS: dict[str, tuple[Write, Run]] = {

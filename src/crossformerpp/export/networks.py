@@ -2,7 +2,8 @@
 
 A map whose shorter side is at most G is one group (Sec. 3.2.1), and a graph holds one answer to that question for
 each block: it is exact for images whose shorter side gives the same answers as the size it was exported at, and
-the file says for which. A classifier, which sees one size only, is exported at that size.
+the file says for which. A classifier, which its recipe shows one size only, is exported at that size, unless its
+height and width shall stay open too.
 
 Every network takes normalised images (B, 3, H, W) and gives a tuple of tensors:
 
@@ -12,28 +13,34 @@ segmentation    logits      (B, K, ceil(H/4), ceil(W/4))
 detection       logits      (B, A, K), RetinaNet's raw scores of its A anchors, level by level
                 boxes       (B, A, 4), raw offsets to these anchors; decoding and non-maximum suppression are
                             arithmetic outside the network (`crossformerpp.runtime.detector`)
+                or of Mask R-CNN, whose graph takes one image and does all of that (`crossformerpp.export.mask_rcnn`):
+                boxes (N, 4), labels (N,), scores (N,), masks (N, 28, 28)
 """
 
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 import crossformerpp
+from crossformerpp.export.mask_rcnn import MaskRCNNGraph
 from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.models import CrossFormer
 from crossformerpp.models.crossformer import CrossFormerStage
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
+from crossformerpp.recipes.load import dump_recipe, without_paths
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
-from crossformerpp.tasks.detection.model import RetinaNetDetector
+from crossformerpp.tasks.detection.model import MaskRCNNDetector, RetinaNetDetector
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import SavedRun
 
 _LEAST_SIDE = 32
 _USUAL_SIDE = 512  # where no recipe tells
+_LEAST_SCORE = 0.05  # of the objects that eager and the exported Mask R-CNN are compared by
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,20 @@ class Network:
     about: dict[str, Any]
     size: int
     is_open: bool = True
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the graph goes from one image to its objects, and so has other inputs beside it."""
+        return isinstance(self.network, MaskRCNNGraph)
+
+    def inputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """All that the graph takes, for these images."""
+        if not self.is_whole:
+            return (images,)
+        height, width = images.shape[-2:]
+        assert isinstance(self.network, MaskRCNNGraph)
+        least = self.network.detector.roi_heads.score_thresh
+        return images, torch.tensor([height - 3, width - 5]), torch.tensor(least)  # as if it were padded
 
     @property
     def short_sides(self) -> tuple[int, int | None]:
@@ -97,11 +118,14 @@ class RawRetinaNet(nn.Module):
         return found["cls_logits"], found["bbox_regression"]
 
 
-def open_network(saved: SavedRun, features: bool = False, size: int | None = None) -> Network:
+def open_network(
+    saved: SavedRun, features: bool = False, size: int | None = None, is_open: bool = False
+) -> Network:
     """The network of a trained model, on the CPU.
 
     Args:
         size: Shorter side of the images; default: the recipe's.
+        is_open: Leave a classifier's height and width open; those of the others always are.
 
     Raises:
         ValueError: There is no export of such a model.
@@ -114,14 +138,16 @@ def open_network(saved: SavedRun, features: bool = False, size: int | None = Non
         "mean": list(data.mean),
         "std": list(data.std),
     }
-    predictor: Any = find_task(recipe.task).predictor(saved, device="cpu")
+    predictor: Any = find_task(recipe.task).predictor(saved, device="cpu", min_score=_LEAST_SCORE)
     about["class_names"] = predictor.class_names
+    about["recipe"] = dump_recipe(without_paths(recipe))
     if features:
         return _features(saved, about, size or _USUAL_SIDE)
     if isinstance(recipe, ClassificationRecipe):
-        if size not in (None, recipe.data.size):
+        if size not in (None, recipe.data.size) and not is_open:
             raise ValueError(
-                f"size {size}: a classifier is exported at its recipe's {recipe.data.size} pixels"
+                f"size {size}: a classifier is exported at its recipe's {recipe.data.size} pixels; pass "
+                "--dynamic-size to leave its height and width open"
             )
         resize, crop = eval_transform(recipe.data).transforms[:2]
         view = {
@@ -130,29 +156,32 @@ def open_network(saved: SavedRun, features: bool = False, size: int | None = Non
             "interpolation": recipe.data.interpolation,
         }
         about |= {"task": "classification", "view": view}
-        return Network(Outputs(predictor.model), ("logits",), about, recipe.data.size, is_open=False)
+        if predictor.class_names != saved.class_names:
+            about["labels"] = saved.class_names
+        if predictor.promise is not None:
+            about["conformal"] = predictor.promise.to_json()
+        return Network(Outputs(predictor.model), ("logits",), about, size or recipe.data.size, is_open)
     if isinstance(recipe, SegmentationRecipe):
         about |= {"task": "segmentation", "view": {"short_side": recipe.inference.short_side}}
         about["colors"] = predictor.colors
         size = size or recipe.inference.short_side or _USUAL_SIDE
         return Network(Outputs(predictor.look.network), ("logits",), about, size)
     assert isinstance(recipe, DetectionRecipe)
-    if not isinstance(predictor.model, RetinaNetDetector):
-        raise ValueError(
-            f"{saved.path}: Mask R-CNN chooses boxes inside the network and has no export; RetinaNet has one, "
-            "and --features exports the backbone"
-        )
     about |= {
         "task": "detection",
+        "network": recipe.detector.name,
         "rules": recipe.detector.rules,
         "view": {"short_side": data.short_side[-1], "long_side": data.long_side},
-        "anchors": [level.tolist() for level in predictor.model.anchor_generator.cell_anchors],
         "nms_iou": recipe.detector.nms_iou,
         "max_detections": recipe.detector.max_detections,
     }
-    return Network(
-        RawRetinaNet(predictor.model).eval(), ("logits", "boxes"), about, size or data.short_side[-1]
-    )
+    size = size or data.short_side[-1]
+    if isinstance(predictor.model, MaskRCNNDetector):
+        graph = MaskRCNNGraph(predictor.model).eval()
+        return Network(graph, ("boxes", "labels", "scores", "masks"), about, size)
+    assert isinstance(predictor.model, RetinaNetDetector)
+    about["anchors"] = [level.tolist() for level in predictor.model.anchor_generator.cell_anchors]
+    return Network(RawRetinaNet(predictor.model).eval(), ("logits", "boxes"), about, size)
 
 
 def _features(saved: SavedRun, about: dict[str, Any], size: int) -> Network:

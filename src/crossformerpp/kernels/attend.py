@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossformerpp.kernels.bias import Sides, add_query_rows, query_rows, spread
+from crossformerpp.kernels.choice import choose, rows_class
 from crossformerpp.kernels.execution import is_plain_eager
 
 # Elements of the scores that are worked on at a time: 4 MB in float32 stay in the cache and take no fresh pages.
 _MAX_SCORES = 1 << 20
 # Above this a bias (h, N, N) is not spread at once for the fused kernel: 64 MB in float32.
 _MAX_BIAS = 1 << 24
+_MAX_SAMPLE = 1 << 22  # elements of qkv that kernels are timed with
 
 
 def attention(
@@ -40,11 +42,22 @@ def attention(
         mask: (n, 1, 1 or N, N), False where a query may not attend to a key; None where it may to all.
         dropout: Of the attention map.
     """
-    if mask is None and dropout == 0.0 and _takes_products(qkv, table, num_heads):
+    if mask is None and dropout == 0.0 and _takes_products(qkv, table, num_heads, sides):
         return _AttentionByProducts.apply(qkv, table, num_heads, sides)
-    bias = (
-        None if table is None else spread(table, sides, qkv.dtype)[None]
-    )  # unbatched, the fused kernel declines
+    return _fused(qkv, table, num_heads, sides, mask, dropout)
+
+
+def _fused(
+    qkv: Tensor,
+    table: Tensor | None,
+    num_heads: int,
+    sides: Sides,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """`attention` by PyTorch's own kernel."""
+    # unbatched, the fused kernel declines
+    bias = None if table is None else spread(table, sides, qkv.dtype)[None]
     if mask is not None:
         # the lowest finite number: −inf would make a group of padding alone NaN
         bias = torch.where(mask, 0.0 if bias is None else bias, torch.finfo(qkv.dtype).min).to(qkv.dtype)
@@ -61,13 +74,31 @@ def _heads(qkv: Tensor, num_heads: int) -> Tensor:
     return qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-def _takes_products(qkv: Tensor, table: Tensor | None, num_heads: int) -> bool:
+def _takes_products(qkv: Tensor, table: Tensor | None, num_heads: int, sides: Sides) -> bool:
     if qkv.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_plain_eager(qkv):
         return False
     if torch.is_grad_enabled():
         return qkv.dtype == torch.float32
     num_scores = num_heads * qkv.shape[1] ** 2  # of a group
-    return num_scores > _MAX_BIAS or (qkv.dtype == torch.bfloat16 and num_scores <= _MAX_SCORES)
+    if num_scores > _MAX_BIAS:
+        return True
+    if num_scores > _MAX_SCORES or qkv.dtype not in (torch.float32, torch.bfloat16) or len(qkv) == 0:
+        return False
+    n = rows_class(len(qkv))
+    some = qkv[: min(n, max(1, _MAX_SAMPLE // qkv[0].numel()))]
+    fixed = "products" if qkv.dtype == torch.bfloat16 else "default"
+    shapes = "attention", n, *qkv.shape[1:], num_heads, qkv.dtype, "inference"
+    return (
+        choose(
+            shapes,
+            fixed,
+            lambda: {
+                "default": lambda: _fused(some, table, num_heads, sides),
+                "products": lambda: _AttentionByProducts.apply(some, table, num_heads, sides),
+            },
+        )
+        == "products"
+    )
 
 
 class _AttentionByProducts(torch.autograd.Function):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,8 +13,6 @@ from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn.modules.module import _has_any_global_hook
 
 _PLAIN = (Tensor, nn.Parameter)
-# With CROSSFORMERPP_KERNELS=default everything is computed as PyTorch would by itself.
-DEFAULTS_ONLY = os.environ.get("CROSSFORMERPP_KERNELS", "") == "default"
 
 
 def is_plain_eager(*tensors: Tensor) -> bool:

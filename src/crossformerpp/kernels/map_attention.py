@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossformerpp.kernels.execution import DEFAULTS_ONLY, is_plain_eager
+from crossformerpp.kernels.choice import mode
+from crossformerpp.kernels.execution import is_plain_eager
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEAD_DIMS = (16, 32, 64, 128)
 MAX_TOKENS = 64  # of a group
-_HAS_TRITON = find_spec("triton") is not None and not DEFAULTS_ONLY
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def takes_maps(x: Tensor, num_heads: int, gh: int, gw: int) -> bool:
@@ -24,7 +25,7 @@ def takes_maps(x: Tensor, num_heads: int, gh: int, gw: int) -> bool:
 
     Large groups, and maps that are one group, take PyTorch's fused kernel (docs/performance.md).
     """
-    if not (_HAS_TRITON and x.is_cuda and x.shape[3] // num_heads in _HEAD_DIMS):
+    if not (_HAS_TRITON and x.is_cuda and mode() != "default" and x.shape[3] // num_heads in _HEAD_DIMS):
         return False
     if gh * gw > MAX_TOKENS or (gh, gw) == x.shape[1:3]:
         return False

@@ -1,19 +1,22 @@
 """Matrix products and the MLP, from the fastest library at hand.
 
-On CPUs `torch.nn.functional.linear` multiplies float32 matrices with MKL, which on some AMD processors reaches half the
-speed of oneDNN (docs/performance.md). PyTorch ships both; here oneDNN is called directly.
+On CPUs `torch.nn.functional.linear` multiplies float32 matrices with MKL, which on some processors reaches half the
+speed of oneDNN and on others all of it (docs/performance.md). PyTorch ships both; `kernels/choice.py` measures which
+one to call.
 
 Legend: T rows, K inputs, M outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossformerpp.kernels.choice import choose, rows_class
 from crossformerpp.kernels.execution import is_plain_eager
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -24,7 +27,7 @@ if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`: x (…, K), weight (M, K), bias (M,) -> (…, M)."""
-    if not _takes_onednn(x, weight):
+    if not _can_take_onednn(x, weight) or _fastest_product(x, weight, bias) == "default":
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     return _OneDNNProduct.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
@@ -40,14 +43,64 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2
         if not is_plain_eager(hidden, weight2):
             return F.linear(F.gelu(hidden), weight2, bias2)
         return _GeluLinear.apply(hidden, weight2, bias2)
-    if not _takes_onednn(x, weight1):
+    if not _can_take_onednn(x, weight1) or _fastest_gelu(x, weight1, bias1) == "default":
         return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
     rows = x.reshape(-1, x.shape[-1])
-    hidden = torch.ops.mkldnn._linear_pointwise(rows, weight1, bias1, "gelu", [], "none")
-    return linear(hidden, weight2, bias2).view(*x.shape[:-1], len(weight2))
+    return linear(_onednn_gelu(rows, weight1, bias1), weight2, bias2).view(*x.shape[:-1], len(weight2))
 
 
-def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+def _onednn_gelu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """gelu(rows·weightᵀ + bias) in one pass."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
+
+
+def _fastest_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    T = rows_class(x.numel() // x.shape[-1])
+    is_training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    shapes = "linear", T, *weight.shape, x.dtype, "training" if is_training else "inference"
+
+    def candidates() -> dict[str, Callable[[], Any]]:
+        rows, own = _sample(x, T, is_training), _sample(weight, len(weight), is_training)
+        added = None if bias is None else bias.detach()
+        calls = {
+            "default": lambda: F.linear(rows, own, added),
+            "oneDNN": lambda: _OneDNNProduct.apply(rows, own, added),
+        }
+        return {
+            name: _with_gradients(call, rows, own) if is_training else call for name, call in calls.items()
+        }
+
+    return choose(shapes, "oneDNN", candidates)
+
+
+def _fastest_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    T = rows_class(x.numel() // x.shape[-1])
+    rows = _sample(x, T, False)
+    return choose(
+        ("linear and gelu", T, *weight.shape, x.dtype, "inference"),
+        "oneDNN",
+        lambda: {
+            "default": lambda: F.gelu(linear(rows, weight, bias)),
+            "oneDNN": lambda: _onednn_gelu(rows, weight, bias),
+        },
+    )
+
+
+def _sample(x: Tensor, rows: int, with_gradient: bool) -> Tensor:
+    some = x.detach().reshape(-1, x.shape[-1])[:rows]
+    return some.requires_grad_() if with_gradient else some
+
+
+def _with_gradients(call: Callable[[], Tensor], *inputs: Tensor) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.enable_grad():
+            out = call()
+        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    return run
+
+
+def _can_take_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and x.device.type == weight.device.type == "cpu"

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
+from crossformerpp.analysis.predictions import set_column
 from crossformerpp.data.lock import RunLock
 from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.writing import refuse_taken, remove_unfinished, replacing, to_json, write_json
@@ -50,6 +51,7 @@ class Results:
         self.batch_size, self.processes = batch_size, processes
         self.settings = {
             **settings,
+            "columns": list(columns),
             "processes": processes.world,
             **({"--batch-size": batch_size} if processes.world > 1 else {}),
             "images": len(images),
@@ -260,14 +262,20 @@ def _rows(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     table = csv.writer(text, lineterminator="\n")
     for record in records:
         name = printable(record["image"])
-        entries: list[dict[str, Any]] = (
-            record.get("top") or record.get("objects") or record.get("classes") or [{}]
-        )
-        for entry in entries:
-            box = dict(zip(("x", "y", "width", "height"), entry.get("bbox", ()), strict=False))
-            values = [(box | entry).get(column, "") for column in columns]
+        for entry in _entries(record):
+            values = [entry.get(column, "") for column in columns]
             table.writerow([name, *values, record.get("error", "")])
     return text.getvalue()
+
+
+def _entries(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a result says of each class or object, under the columns' names; one empty entry where that is nothing."""
+    answer, coverage = record.get("answer"), record.get("coverage")
+    for entry in record.get("top") or record.get("objects") or record.get("classes") or ({},):
+        found = dict(zip(("x", "y", "width", "height"), entry.get("bbox", ()), strict=False)) | entry
+        if answer is not None and entry["class"] in answer:
+            found[set_column(coverage)] = "yes"
+        yield found
 
 
 def _append(file: IO[bytes], text: str) -> None:

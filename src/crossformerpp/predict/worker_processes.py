@@ -1,6 +1,5 @@
 """Worker processes that share memory with this one: PyTorch's DataLoader, which also ends them with it."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -54,7 +53,6 @@ def load_by_processes(
         num_workers=workers,
         prefetch_factor=ahead,
         pin_memory=pin_memory,
-        worker_init_fn=_be_modest,
     )
     try:
         for one in packed:
@@ -71,11 +69,6 @@ def load_by_processes(
         raise ValueError(
             "a worker process was killed, for lack of memory perhaps; pass a smaller --batch-size or fewer --workers"
         ) from None
-
-
-def _be_modest(worker: int) -> None:
-    """Let the network have the cores it wants: it is what everything waits for."""
-    os.nice(10)
 
 
 def _joined(tensors: Sequence[Any]) -> Tensor:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,6 +25,7 @@ RECIPES: dict[str, type[BaseRecipe]] = {  # by their `task`
 }
 
 
+_Section = TypeVar("_Section", bound=BaseModel)
 _MAX_VALUES = 100_000  # of a page
 _LINE_BREAKS = frozenset("\x85\u2028\u2029")
 _BRIEF = reprlib.Repr()  # aliases in YAML can make a value too long to be shown
@@ -112,6 +113,17 @@ def dump_recipe(recipe: BaseRecipe) -> str:
     if not _LINE_BREAKS.isdisjoint(page):  # PyYAML writes them as they are, and reads them as ends of lines
         page = yaml.safe_dump(values, sort_keys=False)
     return page
+
+
+def without_paths(section: _Section) -> _Section:
+    """A recipe to be passed on: files and folders keep only their names, unless they lie below another one."""
+    changed: dict[str, Any] = {}
+    for name, value in section:
+        if isinstance(value, Path) and (value.is_absolute() or ".." in value.parts):
+            changed[name] = Path(value.name)
+        elif isinstance(value, BaseModel):
+            changed[name] = without_paths(value)
+    return section.model_copy(update=changed)
 
 
 def parse_options(text: str) -> dict[str, Any]:

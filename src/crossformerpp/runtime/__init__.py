@@ -5,17 +5,20 @@ from typing import Any
 
 from crossformerpp.runtime.classifier import OnnxClassifier
 from crossformerpp.runtime.detector import OnnxDetector
-from crossformerpp.runtime.files import open_onnx
+from crossformerpp.runtime.files import ExportedNetwork, open_onnx
+from crossformerpp.runtime.instances import OnnxInstances
 from crossformerpp.runtime.segmenter import OnnxSegmenter
 
-_PREDICTORS: dict[str, type[OnnxClassifier | OnnxDetector | OnnxSegmenter]] = {
+Predictor = OnnxClassifier | OnnxDetector | OnnxInstances | OnnxSegmenter
+_PREDICTORS: dict[str, type[Predictor]] = {
     "classification": OnnxClassifier,
-    "detection": OnnxDetector,
+    "retinanet": OnnxDetector,
+    "mask_rcnn": OnnxInstances,
     "segmentation": OnnxSegmenter,
 }
 
 
-def open_predictor(path: Path, **options: Any) -> OnnxClassifier | OnnxDetector | OnnxSegmenter:
+def open_predictor(path: Path, **options: Any) -> Predictor:
     """A predictor, as `tasks.plug` defines it, for an exported file.
 
     Args:
@@ -24,10 +27,18 @@ def open_predictor(path: Path, **options: Any) -> OnnxClassifier | OnnxDetector 
     Raises:
         ValueError: Unreadable, not of `crossformer export`, or onnxruntime is missing.
     """
-    network = open_onnx(path)
-    task = network.about["task"]
-    if task not in _PREDICTORS:
+    return predictor_of(open_onnx(path), path, **options)
+
+
+def predictor_of(network: ExportedNetwork, path: Path, **options: Any) -> Predictor:
+    """A predictor on an open file.
+
+    Raises:
+        ValueError: It holds a backbone alone.
+    """
+    kind = network.about.get("network", network.about["task"])
+    if kind not in _PREDICTORS:
         raise ValueError(
             f"{path}: exported with --features, which name nothing; export the whole model to predict"
         )
-    return _PREDICTORS[task](network, **options)
+    return _PREDICTORS[kind](network, **options)

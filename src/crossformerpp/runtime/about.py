@@ -27,14 +27,26 @@ class About(BaseModel):
     short_sides: tuple[PositiveInt, PositiveInt | None]
     view: _View = _View()
     class_names: Annotated[list[str], Field(min_length=1)]
+    precision: Literal["float32", "int8"] = "float32"
+    recipe: str | None = None  # files of versions before 0.2 have none
 
 
 class Features(About):
     task: Literal["features"]
 
 
+class _Promise(BaseModel):
+    """See `analysis.conformal`."""
+
+    coverage: Annotated[float, Field(gt=0, lt=1)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    samples: PositiveInt
+
+
 class Classification(About):
     task: Literal["classification"]
+    labels: list[str] | None = None  # the names of the data's folders, where they are not the class names
+    conformal: _Promise | None = None
 
 
 class Segmentation(About):
@@ -45,7 +57,8 @@ class Segmentation(About):
 class Detection(About):
     task: Literal["detection"]
     rules: Literal["torchvision", "mmdetection"] = "torchvision"
-    anchors: Annotated[list[list[tuple[float, float, float, float]]], Field(min_length=5, max_length=5)]
+    network: Literal["retinanet", "mask_rcnn"] = "retinanet"
+    anchors: list[list[tuple[float, float, float, float]]] = []
     nms_iou: Annotated[float, Field(gt=0, le=1)]
     max_detections: PositiveInt
 
@@ -75,6 +88,8 @@ def read_about(text: str, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged, it does not say how to crop an image")
     if about.task == "detection" and about.view.short_side is None:
         raise ValueError(f"{path}: damaged, it does not say how to resize an image")
+    if about.task == "detection" and about.network == "retinanet" and len(about.anchors) != 5:
+        raise ValueError(f"{path}: damaged, it has not the anchors of five levels")
     if about.task == "segmentation" and len(about.colors) != len(about.class_names):
         raise ValueError(f"{path}: damaged, {len(about.colors)} colours for {len(about.class_names)} classes")
     return found

@@ -6,26 +6,39 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.predictions import ClassPrediction, Predictor
-from crossformerpp.runtime.files import OnnxNetwork
+from crossformerpp.runtime.files import ExportedNetwork
 
 
 class OnnxClassifier(Predictor[ClassPrediction]):
     """Prepares an image as timm's evaluation transform does: short side, then the centre."""
 
-    columns: Sequence[str] = ClassPrediction.columns
     workers = "threads"
 
-    def __init__(self, network: OnnxNetwork, top_k: int = 5, **_: Any) -> None:
+    def __init__(self, network: ExportedNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.top_k = min(top_k, len(self.class_names))
+        found = network.about.get("conformal")
+        self.promise = None if found is None else Promise(**found)
+        self.columns: Sequence[str] = ClassPrediction.columns_with(self.promise)
 
     def predict(self, prepared: Sequence[np.ndarray]) -> list[ClassPrediction]:
+        return [
+            ClassPrediction.of(row, self.class_names, self.top_k, self.promise)
+            for row in self.probabilities(prepared)
+        ]
+
+    def probabilities(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, K)."""
         (logits,) = self.network(np.concatenate(prepared))
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        return [ClassPrediction.of(row, self.class_names, self.top_k) for row in shares]
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def network_input(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised."""
+        return self.prepare(image)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """(1, 3, H, W), normalised."""

@@ -16,7 +16,8 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.opencv import resize_bytes
-from crossformerpp.runtime.files import OnnxNetwork, resize_exactly
+from crossformerpp.runtime.files import ExportedNetwork
+from crossformerpp.runtime.resizing import resize_exactly
 
 # torchvision's RetinaNet and its transform
 _STRIDES = (8, 16, 32, 64, 128)  # of its five levels
@@ -31,7 +32,7 @@ class OnnxDetector(Predictor[ObjectPrediction]):
     columns: Sequence[str] = ObjectPrediction.columns
     workers = "threads"
 
-    def __init__(self, network: OnnxNetwork, min_score: float = 0.5, **_: Any) -> None:
+    def __init__(self, network: ExportedNetwork, min_score: float = 0.5, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
         self.min_score = min_score
@@ -44,17 +45,7 @@ class OnnxDetector(Predictor[ObjectPrediction]):
         return [self._predict_one(image) for image in prepared]
 
     def _predict_one(self, image: Image.Image) -> ObjectPrediction:
-        view = self.network.about["view"]
-        scale = min(view["short_side"] / min(image.size), view["long_side"] / max(image.size))
-        if self.is_exact:
-            width, height = (int(side * scale + 0.5) for side in image.size)
-            seen = resize_bytes(np.asarray(image).transpose(2, 0, 1), (height, width)).transpose(1, 2, 0)
-        else:
-            width, height = (max(1, int(side * scale)) for side in image.size)
-            seen = resize_exactly(image, width, height)
-        pixels = self.network.normalise(seen)
-        more = [-side % _DIVISOR for side in (height, width)]
-        pixels = np.pad(pixels, ((0, 0), (0, 0), (0, more[0]), (0, more[1])))
+        pixels, (height, width) = seen_by(self.network, image)
         logits, offsets = (output[0] for output in self.network(pixels))
         boxes, scores, labels = self._candidates(logits, offsets, pixels.shape[2:])
         boxes = boxes.clip(0, [width, height, width, height])
@@ -68,6 +59,10 @@ class OnnxDetector(Predictor[ObjectPrediction]):
             )
         ]
         return ObjectPrediction(found, self.class_names)
+
+    def network_input(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised and padded."""
+        return seen_by(self.network, image)[0]
 
     def _candidates(
         self, logits: np.ndarray, offsets: np.ndarray, size: tuple[int, ...]
@@ -89,6 +84,21 @@ class OnnxDetector(Predictor[ObjectPrediction]):
             found.append((decode(offsets[part][which], anchors[which], least), scores[best], labels))
         boxes, scores, labels = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return boxes, scores, labels
+
+
+def seen_by(network: ExportedNetwork, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+    """The image as a detector sees it, (1, 3, H, W), and its height and width without the padding."""
+    view = network.about["view"]
+    scale = min(view["short_side"] / min(image.size), view["long_side"] / max(image.size))
+    if network.about["rules"] == "mmdetection":
+        width, height = (int(side * scale + 0.5) for side in image.size)
+        seen = resize_bytes(np.asarray(image).transpose(2, 0, 1), (height, width)).transpose(1, 2, 0)
+    else:
+        width, height = (max(1, int(side * scale)) for side in image.size)
+        seen = resize_exactly(image, width, height)
+    more = [-side % _DIVISOR for side in (height, width)]
+    pixels = np.pad(network.normalise(seen), ((0, 0), (0, 0), (0, more[0]), (0, more[1])))
+    return pixels, (height, width)
 
 
 def anchors_of_level(

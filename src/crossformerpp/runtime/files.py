@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from crossformerpp.runtime.about import read_about
 
@@ -13,18 +12,19 @@ KEY = "crossformerpp"  # under which a file's metadata holds JSON
 
 
 @dataclass(frozen=True)
-class OnnxNetwork:
+class ExportedNetwork:
     """An exported network.
 
     Attributes:
+        session: What runs it, as ONNX Runtime's sessions do: `run(None, inputs by name)`.
         about: What `crossformerpp.export.networks` wrote: task, class names, mean, std, view.
     """
 
     session: Any
     about: dict[str, Any]
 
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        """Normalised images (B, 3, H, W) -> the outputs.
+    def __call__(self, images: np.ndarray, **others: np.ndarray) -> list[np.ndarray]:
+        """Normalised images (B, 3, H, W), and the graph's other inputs -> the outputs.
 
         Raises:
             ValueError: The graph does not serve images of this size, cannot be run, or its output is NaN.
@@ -36,7 +36,7 @@ class OnnxNetwork:
                 f"{most or 'any'}; export it with --size {side}"
             )
         try:
-            outputs = self.session.run(None, {"images": images})
+            outputs = self.session.run(None, {"images": images, **others})
         except Exception as error:  # its errors have no common base but Exception
             raise ValueError(f"the graph cannot be run: {' '.join(str(error).split())[:300]}") from None
         if not all(np.isfinite(output).all() for output in outputs):
@@ -50,8 +50,11 @@ class OnnxNetwork:
         return np.ascontiguousarray(normal.transpose(2, 0, 1))[None]
 
 
-def open_session(path: Path) -> Any:
+def open_session(path: Path, threads: int = 0) -> Any:
     """ONNX Runtime on the CPU.
+
+    Args:
+        threads: How many work on one operator; 0: one per core.
 
     Raises:
         ValueError: onnxruntime is missing, or cannot read the file.
@@ -66,6 +69,7 @@ def open_session(path: Path) -> Any:
         raise ValueError(f"{path}: no such file")
     try:
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 4  # its errors come as exceptions, too
         providers = ["CPUExecutionProvider"]
         # without another try on its errors, which it announces on stdout
@@ -74,7 +78,7 @@ def open_session(path: Path) -> Any:
         raise ValueError(f"{path}: not a readable ONNX file ({' '.join(str(error).split())[:300]})") from None
 
 
-def open_onnx(path: Path) -> OnnxNetwork:
+def open_onnx(path: Path) -> ExportedNetwork:
     """
     Raises:
         ValueError: As `open_session`; or the file is not of `crossformer export`.
@@ -85,14 +89,12 @@ def open_onnx(path: Path) -> OnnxNetwork:
         raise ValueError(f"{path}: no file of `crossformer export`, it does not say how to prepare an image")
     about = read_about(text, path)
     _check_outputs(session, about, path)
-    return OnnxNetwork(session, about)
+    return ExportedNetwork(session, about)
 
 
-_PLACES = {
-    "classification": (1, 1),
-    "segmentation": (1, 1),
-    "detection": (2, 2),
-}  # number of outputs; axis of classes
+_INPUTS = {"mask_rcnn": ["images", "size", "min_score"]}
+_OUTPUTS = {"classification": 1, "segmentation": 1, "retinanet": 2, "mask_rcnn": 4}
+_CLASS_AXES = {"classification": 1, "segmentation": 1, "retinanet": 2}  # of the first output
 
 
 def _check_outputs(session: Any, about: dict[str, Any], path: Path) -> None:
@@ -100,18 +102,18 @@ def _check_outputs(session: Any, about: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: The graph is not of the task that the file says, or has another number of classes.
     """
-    if about["task"] not in _PLACES:
+    kind = about.get("network", about["task"])
+    if kind not in _OUTPUTS:
         return
-    count, axis = _PLACES[about["task"]]
     outputs, inputs = session.get_outputs(), session.get_inputs()
-    classes = outputs[0].shape[axis] if outputs and len(outputs[0].shape) > axis else None
-    if len(outputs) != count or [x.name for x in inputs] != ["images"] or classes is None:
+    if len(outputs) != _OUTPUTS[kind] or [x.name for x in inputs] != _INPUTS.get(kind, ["images"]):
         raise ValueError(f"{path}: damaged, its graph is not one of {about['task']}")
-    if isinstance(classes, int) and classes != len(about["class_names"]):
-        raise ValueError(f"{path}: damaged, it names {len(about['class_names'])} classes and knows {classes}")
-
-
-def resize_exactly(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """Bilinear with antialiasing, unrounded: H × W × 3 of float32 from 0 to 255."""
-    bands = [band.convert("F").resize((width, height), Image.Resampling.BILINEAR) for band in image.split()]
-    return np.stack([np.asarray(band) for band in bands], axis=-1)
+    if kind not in _CLASS_AXES:
+        return
+    shape, axis = outputs[0].shape, _CLASS_AXES[kind]
+    if len(shape) <= axis:
+        raise ValueError(f"{path}: damaged, its graph is not one of {about['task']}")
+    if isinstance(shape[axis], int) and shape[axis] != len(about["class_names"]):
+        raise ValueError(
+            f"{path}: damaged, it names {len(about['class_names'])} classes and knows {shape[axis]}"
+        )

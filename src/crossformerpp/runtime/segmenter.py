@@ -11,7 +11,8 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.images import scaled_size
-from crossformerpp.runtime.files import OnnxNetwork
+from crossformerpp.runtime.files import ExportedNetwork
+from crossformerpp.runtime.resizing import interpolate, resize_exactly
 
 _CELL = 4  # stride of the logits
 _LEAST_SIDE = 32
@@ -25,7 +26,7 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
     workers = "threads"
     suffixes = ("", "_mask")
 
-    def __init__(self, network: OnnxNetwork, **_: Any) -> None:
+    def __init__(self, network: ExportedNetwork, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
 
@@ -36,18 +37,15 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
         return [self._predict_one(image) for image in prepared]
 
     def _predict_one(self, image: Image.Image) -> MaskPrediction:
-        height, width = scaled_size((image.height, image.width), self.network.about["view"]["short_side"])
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-        more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
-        pixels = np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
-        logits = self.network(self.network.normalise(pixels))[0][0]
+        height, width = self._size(image)
+        logits = self.network(self.network_input(image))[0][0]
         labels = np.empty((image.height, image.width), np.int16)
         sums = np.zeros(len(self.class_names))
         rows = max(1, _BAND_ELEMENTS // (len(self.class_names) * image.width))
         for top in range(0, image.height, rows):
             part = slice(top, min(top + rows, image.height))
-            band = _enlarge(logits, 2, np.arange(image.width), width / image.width)
-            band = _enlarge(band, 1, np.arange(part.start, part.stop), height / image.height)
+            band = interpolate(logits, 2, _cells(range(image.width), width / image.width))
+            band = interpolate(band, 1, _cells(range(part.start, part.stop), height / image.height))
             band = np.exp(band - band.max(axis=0))
             band /= band.sum(axis=0)
             labels[part] = band.argmax(axis=0)
@@ -56,11 +54,17 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
         colors = [(r, g, b) for r, g, b in self.network.about["colors"]]
         return MaskPrediction(labels, sums / counts.clip(min=1), {}, self.class_names, colors)
 
+    def network_input(self, image: Image.Image) -> np.ndarray:
+        """(1, 3, H, W), normalised."""
+        height, width = self._size(image)
+        pixels = resize_exactly(image, width, height)
+        more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
+        return self.network.normalise(np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge"))
 
-def _enlarge(values: np.ndarray, axis: int, pixels: np.ndarray, scale: float) -> np.ndarray:
-    """Values of cells at the centres of `pixels`, by linear interpolation; `scale`: a pixel's size in the view."""
-    at = ((pixels + 0.5) * (scale / _CELL) - 0.5).clip(0, values.shape[axis] - 1).astype(np.float32)
-    low = at.astype(np.int64)
-    high = np.minimum(low + 1, values.shape[axis] - 1)
-    weight = (at - low).reshape([-1 if number == axis else 1 for number in range(values.ndim)])
-    return values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight
+    def _size(self, image: Image.Image) -> list[int]:
+        return scaled_size((image.height, image.width), self.network.about["view"]["short_side"])
+
+
+def _cells(pixels: range, scale: float) -> np.ndarray:
+    """Where the centres of `pixels` lie among those of the cells; `scale`: a pixel's size in the view."""
+    return (np.arange(pixels.start, pixels.stop) + 0.5) * (scale / _CELL) - 0.5

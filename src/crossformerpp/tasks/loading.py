@@ -98,10 +98,12 @@ def load_weights(
         skipped: Keys that the file had besides, for the report.
 
     Raises:
-        ValueError: Other keys differ; names them and how they differ. Or weights are NaN or infinite.
+        ValueError: Other keys differ; names them and how they differ. Or weights are NaN, infinite, or of a kind of
+            number that would be cut off.
     """
     _refuse_not_finite(weights, source)
     own = model.state_dict()
+    _refuse_other_numbers(own, weights, source)
     first, enlarged = _first_weights(model), enlarge_tables(model, weights)
     state, tensors = {}, []
     for key, value in own.items():
@@ -142,6 +144,20 @@ def _refuse_not_finite(weights: Mapping[str, Tensor], source: Path) -> None:
         raise ValueError(
             f"{source}: {len(bad)} of its {len(weights)} tensors hold NaN or infinity: {_some(bad)}; the file is "
             "damaged, or its training failed"
+        )
+
+
+def _refuse_other_numbers(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: Path) -> None:
+    """Integers (quantised weights) and complex numbers would be copied without a word, as other values."""
+    bad = [
+        f"{key} ({str(weight.dtype).removeprefix('torch.')})"
+        for key, weight in weights.items()
+        if key in own and (weight.is_complex() or weight.is_floating_point() != own[key].is_floating_point())
+    ]
+    if bad:
+        raise ValueError(
+            f"{source}: {len(bad)} of its {len(weights)} tensors are of another kind of number: {_some(bad)}; "
+            "quantised weights have to be turned back into floating point first"
         )
 
 

@@ -110,7 +110,7 @@ def open_at(path: Path, budget: str | None) -> SavedRun:
 
 def at_setting(saved: SavedRun, setting: SettingSection) -> SavedRun:
     """The run with the groups and the image size of a setting; its weights stay."""
-    return replace(saved, recipe=recipe_at(saved.recipe, setting.model_dump()))
+    return replace(saved, recipe=recipe_at(saved.recipe, setting.model_dump()), is_at_point=True)
 
 
 def recipe_at(recipe: BaseRecipe, setting: Mapping[str, Any]) -> BaseRecipe:

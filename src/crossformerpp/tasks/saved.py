@@ -13,11 +13,18 @@ from torch import Tensor
 
 import crossformerpp
 from crossformerpp import checkpoints
+from crossformerpp.data.names import read_json
 from crossformerpp.data.tensors import refuse_compressed, refuse_unsound
 from crossformerpp.recipes.load import parse_page, parse_recipe, read_page
 from crossformerpp.recipes.schema import BaseRecipe, ModelSection
+from crossformerpp.tasks.hub import fetch, is_on_hub
 
 KEY = "crossformerpp"  # under which a checkpoint describes itself
+WEIGHTS, CONFIG = (
+    "model.safetensors",
+    "config.json",
+)  # of a shared folder, whose config describes itself under
+SHARED_KEY = KEY
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class SavedRun:
         step: Optimiser steps taken.
         weights: Of the network that evaluation used (the moving average, if there was one).
         data: What is noted of the data, by split: see `engine.changes.data_mark`. Empty where nothing is.
+        is_at_point: Whether the recipe has the groups and image size of a point of the run's front, not its own.
     """
 
     path: Path
@@ -39,6 +47,7 @@ class SavedRun:
     step: int
     weights: dict[str, Tensor]
     data: dict[str, Any] = field(default_factory=dict)
+    is_at_point: bool = False
 
 
 class _About(BaseModel):
@@ -64,13 +73,17 @@ def pack(
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that a run directory or a file path means.
+    """The checkpoint file that a run directory, a shared folder, hf-hub:USER/NAME or a file path means.
 
     Raises:
         ValueError: There is none.
     """
+    if is_on_hub(path):
+        path = fetch(path)
     if path.is_file():
         return path
+    if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+        return path / WEIGHTS
     if not path.is_dir():
         raise ValueError(f"{path}: no such run or checkpoint")
     result = "best"
@@ -112,7 +125,8 @@ def read_training_state(path: Path) -> dict[str, Any]:
 
 
 def open_saved(path: Path) -> SavedRun:
-    """Open a run directory, a checkpoint of `crossformer train`, or a file of `crossformer convert`.
+    """Open a run directory, a checkpoint of `crossformer train`, a file of `crossformer convert`, or what
+    `crossformer share` wrote: a folder, or hf-hub:USER/NAME.
 
     Raises:
         ValueError: There is none, or it is not one.
@@ -124,19 +138,38 @@ def open_saved(path: Path) -> SavedRun:
             "torch._inductor.aoti_load_package"
         )
     if file.suffix == ".safetensors":
-        return _open_converted(file)
+        is_shared = file.name == WEIGHTS and file.with_name(CONFIG).is_file()
+        return _open_shared(file) if is_shared else _open_converted(file)
     state = read_training_state(file)
-    try:
-        about = _About.model_validate(state[KEY], strict=True)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:4])
-        raise ValueError(f"{file}: damaged, its description of the run is invalid ({problems})") from None
+    about = _described(state[KEY], file)
     recipe = parse_recipe(parse_page(about.recipe, f"in {file}"), f"in {file}")
     prefix = "model." if recipe.ema is None else "ema.module."
     tensors = state.get("state_dict")
     if not isinstance(tensors, dict):
         raise ValueError(f"{file}: damaged, it has no weights")
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if str(k).startswith(prefix)}
+    refuse_unsound(weights, file)
+    return SavedRun(file, recipe, about.class_names, about.step, weights, about.data)
+
+
+def _described(page: Any, file: Path) -> _About:
+    try:
+        return _About.model_validate(page, strict=True)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:4])
+        raise ValueError(f"{file}: damaged, its description of the run is invalid ({problems})") from None
+
+
+def _open_shared(file: Path) -> SavedRun:
+    config = file.with_name(CONFIG)
+    page = read_json(config)
+    if not isinstance(page, dict) or SHARED_KEY not in page:
+        raise ValueError(
+            f"{config}: not of `crossformer share`, or of an earlier version; timm may read the folder, as local-dir:…"
+        )
+    about = _described(page[SHARED_KEY], config)
+    recipe = parse_recipe(parse_page(about.recipe, f"in {config}"), f"in {config}")
+    weights = checkpoints.read_file(file)
     refuse_unsound(weights, file)
     return SavedRun(file, recipe, about.class_names, about.step, weights, about.data)
 

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class ClassificationEvaluation:
         probabilities: (M, K).
         num_unreadable: Samples left out.
         real_labels: All right answers by position in the split, to judge by these as well.
+        promised: Metrics of conformal answers.
     """
 
     numbers: Tensor
@@ -43,6 +44,7 @@ class ClassificationEvaluation:
     class_names: list[str]
     num_unreadable: int = 0
     real_labels: list[list[int]] | None = None
+    promised: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -68,6 +70,7 @@ class ClassificationEvaluation:
         metrics["samples"] = len(self.labels)
         if self.real_labels is not None:
             metrics |= self._real_accuracy(self.real_labels)
+        metrics |= self.promised
         if self.num_unreadable:
             metrics["unreadable"] = self.num_unreadable
         return metrics

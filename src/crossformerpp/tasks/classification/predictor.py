@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
@@ -14,6 +15,7 @@ from crossformerpp.analysis.predictions import ClassPrediction, Predictor
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.classification import eval_transform
+from crossformerpp.tasks.classification.promise import read_promise
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun
 
@@ -21,7 +23,6 @@ from crossformerpp.tasks.saved import SavedRun
 class ClassificationPredictor(Predictor[ClassPrediction]):
     """A trained classifier, ready for images. `prepare` gives 3 × size × size bytes."""
 
-    columns: Sequence[str] = ClassPrediction.columns
     batch_size = 32
 
     def __init__(self, saved: SavedRun, top_k: int = 5, device: str | torch.device = "cpu", **_: Any) -> None:
@@ -42,13 +43,21 @@ class ClassificationPredictor(Predictor[ClassPrediction]):
             torch.as_tensor(values, device=self.device).view(-1, 1, 1)
             for values in (normalize.mean, normalize.std)
         )
+        self.promise = read_promise(saved)
+        self.columns: Sequence[str] = ClassPrediction.columns_with(self.promise)
+
+    def predict(self, prepared: Sequence[Tensor]) -> list[ClassPrediction]:
+        return [
+            ClassPrediction.of(row, self.class_names, self.top_k, self.promise)
+            for row in self.probabilities(prepared)
+        ]
 
     @torch.inference_mode()
-    def predict(self, prepared: Sequence[Tensor]) -> list[ClassPrediction]:
+    def probabilities(self, prepared: Sequence[Tensor]) -> np.ndarray:
+        """(B, K)."""
         pixels = torch.stack(list(prepared)).to(self.device, non_blocking=True)
         images = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # as `eval_transform`, to the bit
-        probabilities = self.model(images).float().softmax(dim=1).cpu().numpy()
-        return [ClassPrediction.of(row, self.class_names, self.top_k) for row in probabilities]
+        return self.model(images).float().softmax(dim=1).cpu().numpy()
 
 
 def readable(class_names: list[str]) -> list[str]:

@@ -1,16 +1,11 @@
 """The facts that a classifier's report shows, from the run's files, its data and a short timing of its model."""
 
-import csv
-import io
-import os
-import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,100 +13,51 @@ from PIL import ImageOps
 
 from crossformerpp.analysis import layer_pictures
 from crossformerpp.analysis.complexity import count_complexity
-from crossformerpp.analysis.pictures import draw_learning_curve
 from crossformerpp.analysis.report import DrawnFigure, Report, Shown, Table
-from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.data.classification import LabelledImages
-from crossformerpp.data.names import read_json, read_text
+from crossformerpp.data.names import read_text
 from crossformerpp.layers.attention import GroupAttention
-from crossformerpp.models.crossformer import CrossFormer, CrossFormerStage
+from crossformerpp.models.crossformer import CrossFormer
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.classification import open_images
 from crossformerpp.tasks.classification.predictor import ClassificationPredictor, readable
-from crossformerpp.tasks.saved import SavedRun, open_saved
+from crossformerpp.tasks.report import REPAIR, FinishedRun, open_run, parts_of_model, speed, stages_of
 
 NUM_MISTAKES, NUM_RIGHT, NUM_CLASSES = 24, 40, 25  # shown at most
 MONITOR = "top1"  # the metric of the learning curve
-_REPAIR = "`crossformer train --resume RUN` evaluates the run again"
 _MAX_DRAWN_SIDE = 16  # tokens; the numbers in a larger map could not be read
 
 
 @dataclass(frozen=True)
-class _FinishedRun:
-    """A run with what it wrote; `curve` is metrics.csv, `answers` predictions.csv."""
+class _ClassifierRun:
+    """A finished run, with predictions.csv, its validation images and the trained model."""
 
-    path: Path
-    saved: SavedRun
+    run: FinishedRun
     recipe: ClassificationRecipe
-    about: dict[str, Any]
-    metrics: dict[str, Any]
-    curve: list[dict[str, float]]
     answers: list[dict[str, str]]
     source: LabelledImages
     predictor: ClassificationPredictor
 
     @property
-    def threads(self) -> int:
-        return self.recipe.trainer.threads or torch.get_num_threads()
+    def path(self) -> Path:
+        return self.run.path
 
     @property
-    def logged(self) -> list[dict[str, float]]:
-        """Rows of the curve that record the speed of training; none in a very short run."""
-        return [row for row in self.curve if "samples_per_second" in row]
-
-    @property
-    def training_time(self) -> timedelta:
-        """Of training steps alone, without evaluations."""
-        steps = np.diff([0.0] + [row["step"] for row in self.logged])
-        speeds = np.array([row["samples_per_second"] for row in self.logged])
-        return timedelta(seconds=round(float((steps * self.recipe.trainer.batch_size / speeds).sum())))
+    def metrics(self) -> dict[str, Any]:
+        return self.run.metrics
 
 
-def _open(run: Path) -> _FinishedRun:
-    saved = open_saved(run)
-    recipe = saved.recipe
-    if not isinstance(recipe, ClassificationRecipe):
-        raise ValueError(f"{run}: a run of {recipe.task}; reports exist for classification only")
-    if not (run / "metrics.json").is_file():
-        raise ValueError(f"{run}: no metrics.json in it; finish it: crossformer train --resume {run}")
-    return _FinishedRun(
-        path=run,
-        saved=saved,
-        recipe=recipe,
-        about=_read_page(run / "run.json", ("train_samples", "command", "started", "platform", "packages")),
-        metrics=_read_page(run / "metrics.json", ("top1", "samples", "mean_class_accuracy")),
-        curve=_read_curve(run / "metrics.csv"),
-        answers=_rows(run / "predictions.csv", ("sample", "label", "predicted", "confidence", "correct")),
-        source=open_images(recipe, "val", saved.class_names),
-        predictor=ClassificationPredictor(saved, top_k=3),
+def _open(path: Path) -> _ClassifierRun:
+    run = open_run(path, ("top1", "samples", "mean_class_accuracy"))
+    recipe = run.recipe
+    assert isinstance(recipe, ClassificationRecipe)
+    return _ClassifierRun(
+        run,
+        recipe,
+        run.table("predictions.csv", ("sample", "label", "predicted", "confidence", "correct")),
+        open_images(recipe, "val", run.saved.class_names),
+        ClassificationPredictor(run.saved, top_k=3),
     )
-
-
-def _read_page(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    page = read_json(path)
-    missing = keys if not isinstance(page, dict) else [key for key in keys if page.get(key) is None]
-    if missing:
-        raise _damaged(path, missing)
-    return page
-
-
-def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    missing = [column for column in columns if column not in (table.fieldnames or ())]
-    if missing:
-        raise _damaged(path, missing)
-    return [row for row in table if None not in row.values() and None not in row]
-
-
-def _read_curve(path: Path) -> list[dict[str, float]]:
-    try:
-        return [{k: float(v) for k, v in row.items() if v} for row in _rows(path, ("step", "epoch"))]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error}); {_REPAIR}") from None
-
-
-def _damaged(path: Path, missing: Sequence[str]) -> ValueError:
-    return ValueError(f"{path}: damaged, it has no {', '.join(missing)}; {_REPAIR}")
 
 
 def describe_run(path: Path, seconds: float = 2.0) -> Report:
@@ -124,35 +70,34 @@ def describe_run(path: Path, seconds: float = 2.0) -> Report:
         ValueError: It is no finished run of a classifier, or its data is not where it was.
     """
     run = _open(path)
-    speed = _speed(run, seconds)
+    timed = _speed(run, seconds)
     wrong, right = _chosen(run.answers)
-    data = run.recipe.data.root or f"the built-in {run.recipe.data.source}"
     return Report(
         title=f"{run.metrics['top1']:.1%} of {run.metrics['samples']:,} images correct",
         subtitle=(
-            f"{run.recipe.model.name}, trained on {len(run.saved.class_names)} classes with "
-            f"{run.about['train_samples']:,} images of {data} and evaluated on {run.metrics['samples']:,} others."
+            f"{run.recipe.model.name}, trained on {len(run.run.saved.class_names)} classes with "
+            f"{run.run.about['train_samples']:,} images of {run.run.data} and evaluated on "
+            f"{run.metrics['samples']:,} others."
         ),
-        headline=_headline(run, speed),
+        headline=_headline(run, timed),
         num_mistakes=sum(row["correct"] == "0" for row in run.answers),
         num_samples=len(run.answers),
         mistakes=_shown(run, wrong),
         right=_shown(run, right),
         figures=_figures(run),
-        class_names=run.saved.class_names,
+        class_names=run.run.saved.class_names,
         confusion=_confusion(run),
         classes=_worst_classes(run),
-        model=_parts_of_model(run),
-        speed=speed,
-        machine=f"{platform.platform()}, {os.cpu_count()} cores, {run.threads} of them used; PyTorch "
-        f"{torch.__version__}. Other programs may have been running.",
+        model=parts_of_model(run.predictor.model, run.recipe.data.size),
+        speed=timed,
+        machine=run.run.machine,
         next_steps=_next_steps(run),
-        about=[(key, _text(run.about[key])) for key in ("command", "started", "platform", "packages")],
+        about=run.run.beginning,
         recipe=read_text(path / "recipe.yaml"),
     )
 
 
-def _headline(run: _FinishedRun, speed: Table) -> list[tuple[str, str]]:
+def _headline(run: _ClassifierRun, timed: Table) -> list[tuple[str, str]]:
     size = run.recipe.data.size
     cost = count_complexity(run.predictor.model, (3, size, size))
     return [
@@ -160,8 +105,8 @@ def _headline(run: _FinishedRun, speed: Table) -> list[tuple[str, str]]:
         (f"{run.metrics['mean_class_accuracy']:.2%}", "mean over classes"),
         (f"{cost.params / 1e6:.2f}M", "parameters"),
         (f"{cost.macs / 1e6:,.1f}M", f"multiply-accumulates at {size}×{size}"),
-        (str(run.training_time), "h:min:s of training"),
-        (speed.rows[0][1], "for one image"),
+        (str(run.run.training_time), "h:min:s of training"),
+        (timed.rows[0][1], "for one image"),
     ]
 
 
@@ -173,13 +118,13 @@ def _chosen(answers: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], li
     return wrong[:NUM_MISTAKES], right[:: max(1, len(right) // NUM_RIGHT)][:NUM_RIGHT]
 
 
-def _shown(run: _FinishedRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
+def _shown(run: _ClassifierRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
     numbers = {name: number for number, name in enumerate(run.source.names)}
     shown = []
     for row in answers:
         if row["sample"] not in numbers:
             raise ValueError(
-                f"{run.path / 'predictions.csv'}: names {row['sample']}, which is no longer in the data; {_REPAIR}"
+                f"{run.path / 'predictions.csv'}: names {row['sample']}, which is no longer in the data; {REPAIR}"
             )
         image = run.source.open(numbers[row["sample"]])
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
@@ -187,23 +132,17 @@ def _shown(run: _FinishedRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
     return shown
 
 
-def _figures(run: _FinishedRun) -> list[DrawnFigure]:
-    curve = DrawnFigure(
-        "Learning curve",
-        "The training loss is higher than the validation loss where augmentation, drop path and label smoothing "
-        "make training harder than evaluation.",
-        partial(draw_learning_curve, run.curve, MONITOR),
-    )
-    return [curve, *_groups(run)]
+def _figures(run: _ClassifierRun) -> list[DrawnFigure]:
+    return [run.run.learning_curve(MONITOR), *_groups(run)]
 
 
-def _groups(run: _FinishedRun) -> list[DrawnFigure]:
+def _groups(run: _ClassifierRun) -> list[DrawnFigure]:
     """The groups of the first stage, if its map is small enough to draw."""
     model, size = run.predictor.model, run.recipe.data.size
     side = -(-size // 4)
     if not isinstance(model, CrossFormer) or side > _MAX_DRAWN_SIDE:
         return []
-    attentions: list[Any] = [block.attn for block in _stages(model)[0].blocks][:2]
+    attentions: list[Any] = [block.attn for block in stages_of(model)[0].blocks][:2]
     if len(attentions) < 2 or not all(isinstance(attn, GroupAttention) for attn in attentions):
         return []
     image = ImageOps.fit(run.source.open(0), (size, size))
@@ -218,20 +157,20 @@ def _groups(run: _FinishedRun) -> list[DrawnFigure]:
     ]
 
 
-def _confusion(run: _FinishedRun) -> np.ndarray:
-    number = {name: place for place, name in enumerate(run.saved.class_names)}
+def _confusion(run: _ClassifierRun) -> np.ndarray:
+    number = {name: place for place, name in enumerate(run.run.saved.class_names)}
     counts = np.zeros((len(number), len(number)), dtype=int)
     for row in run.answers:
         if not {row["label"], row["predicted"]} <= number.keys():
-            raise ValueError(f"{run.path / 'predictions.csv'}: damaged, it names unknown classes; {_REPAIR}")
+            raise ValueError(f"{run.path / 'predictions.csv'}: damaged, it names unknown classes; {REPAIR}")
         counts[number[row["label"]], number[row["predicted"]]] += 1
     return counts
 
 
-def _worst_classes(run: _FinishedRun) -> Table:
+def _worst_classes(run: _ClassifierRun) -> Table:
     rows = [
         row
-        for row in _rows(run.path / "classes.csv", ("class", "samples", "accuracy", "most_often_taken_for"))
+        for row in run.run.table("classes.csv", ("class", "samples", "accuracy", "most_often_taken_for"))
         if row["accuracy"]
     ]
     rows.sort(key=lambda row: float(row["accuracy"]))
@@ -244,81 +183,19 @@ def _worst_classes(run: _FinishedRun) -> Table:
     )
 
 
-def _parts_of_model(run: _FinishedRun) -> Table:
-    """The stages of a CrossFormer; of any other model its parts."""
-    model, side = run.predictor.model, run.recipe.data.size
-    if not isinstance(model, CrossFormer):
-        return Table(("part", "params"), [(name, _count(part)) for name, part in model.named_children()])
-    rows = []
-    for number, stage in enumerate(_stages(model), start=1):
-        side = -(-side // stage.embedding.stride)
-        blocks: list[Any] = list(stage.blocks)
-        is_lsda = all(isinstance(block.attn, GroupAttention) for block in blocks)
-        rows.append(
-            (
-                f"stage {number}",
-                f"{side}×{side}",
-                str(model.feature_info[number - 1]["num_chs"]),
-                str(len(blocks)),
-                str(blocks[0].attn.num_heads),
-                _values(block.attn.rule.group_size if is_lsda else "" for block in blocks),
-                _values(block.attn.rule.interval if is_lsda else "" for block in blocks),
-                str(sum(block.cooling is not None for block in blocks)),
-                _count(stage),
-            )
-        )
-    columns = (
-        "part",
-        "map",
-        "channels",
-        "blocks",
-        "heads",
-        "group G",
-        "interval I",
-        "cooling layers",
-        "params",
-    )
-    return Table(columns, [*rows, ("head", *[""] * 7, _count(model.head))])
-
-
-def _stages(model: CrossFormer) -> list[CrossFormerStage]:
-    return cast("list[CrossFormerStage]", list(model.stages))
-
-
-def _values(values: Any) -> str:
-    return ", ".join(map(str, dict.fromkeys(values)))
-
-
-def _count(part: torch.nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in part.parameters()):,}"
-
-
-def _speed(run: _FinishedRun, seconds: float) -> Table:
-    """Inference speed as measured now, and training speed as logged."""
+def _speed(run: _ClassifierRun, seconds: float) -> Table:
     model, size = run.predictor.model, run.recipe.data.size
-    before = torch.get_num_threads()
-    torch.set_num_threads(run.threads)
-    try:
-        with torch.inference_mode():
-            calls = {count: partial(model, torch.zeros(count, 3, size, size)) for count in (1, 32)}
-            timings = time_in_turn({str(count): call for count, call in calls.items()}, seconds)
-    finally:
-        torch.set_num_threads(before)
-    rows = [
-        (
-            f"{count} image{'s' if count > 1 else ''} at once",
-            f"{1e3 * t.median:.1f} ms",
-            f"{count / t.median:,.0f}",
+    calls: dict[str, Any] = {
+        f"{count} image{'s' if count > 1 else ''} at once": (
+            count,
+            partial(model, torch.zeros(count, 3, size, size)),
         )
-        for count, t in zip(calls, timings.values(), strict=True)
-    ]
-    if run.logged:
-        median = np.median([row["samples_per_second"] for row in run.logged])
-        rows.append(("training, with augmentation", "", f"{median:,.0f}"))
-    return Table(("what", "median time", "images/s"), rows)
+        for count in (1, 32)
+    }
+    return speed(run.run, calls, seconds)
 
 
-def _next_steps(run: _FinishedRun) -> list[tuple[str, str]]:
+def _next_steps(run: _ClassifierRun) -> list[tuple[str, str]]:
     place = shlex.quote(str(run.path))
     steps = [
         ("Predict your own images:", f"crossformer predict {place} PHOTOS"),
@@ -339,7 +216,3 @@ def _next_steps(run: _FinishedRun) -> list[tuple[str, str]]:
             )
         )
     return steps
-
-
-def _text(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)

@@ -56,7 +56,8 @@ def average_precision(records: Sequence[Record], class_names: Sequence[str], kin
         ) from None
     truth, results = coco_page(records, class_names), coco_results(records, kind)
     known = COCO(truth)
-    judge = COCOeval_faster(known, known.loadRes(results), {"box": "bbox", "mask": "segm"}[kind])
+    found = known.loadRes(results) if results else COCO(truth | {"annotations": []})
+    judge = COCOeval_faster(known, found, {"box": "bbox", "mask": "segm"}[kind])
     judge.evaluate()
     judge.accumulate()
     # IoU thresholds 0.5, 0.55, …; recall; class; all, small, medium, large; 1, 10 or 100 detections

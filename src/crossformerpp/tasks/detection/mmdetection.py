@@ -119,8 +119,7 @@ class CentredRoIAlign(MultiScaleRoIAlign):
         maps = [x[name] for name in self.featmap_names]
         numbers = [torch.full_like(of[:, :1], image) for image, of in enumerate(boxes)]
         rois = torch.cat([torch.cat(numbers), torch.cat(boxes)], dim=1)  # N × (image, box)
-        sides = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
-        levels = (sides / _FINEST + 1e-6).log2().floor().clamp(0, len(maps) - 1)
+        levels = roi_levels(rois[:, 1:], is_exact=True)
         pooled = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
         for level, map_ in enumerate(maps):
             chosen = (levels == level).nonzero()[:, 0]
@@ -129,6 +128,18 @@ class CentredRoIAlign(MultiScaleRoIAlign):
                 map_, rois[chosen], self.output_size, scale, self.sampling_ratio, aligned=True
             )
         return pooled
+
+
+def roi_levels(boxes: Tensor, is_exact: bool) -> Tensor:
+    """The pyramid's level, 0 to 3, that each box (N × 4) is pooled from.
+
+    Args:
+        is_exact: Round as MMDetection does, else as torchvision.
+    """
+    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    if is_exact:
+        return (sides / _FINEST + 1e-6).log2().floor().clamp(0, 3)
+    return ((sides / (4 * _FINEST)).log2() + 4 + 1e-6).floor().clamp(2, 5) - 2
 
 
 class AnchorCandidates:

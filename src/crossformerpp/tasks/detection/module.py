@@ -35,7 +35,8 @@ class DetectionModule(TaskModule):
         images, truths = batch
         assert isinstance(self.recipe, DetectionRecipe)
         rules = self.recipe.detector.rules
-        for found, truth in zip(model(images), truths, strict=True):
+        for image, truth in zip(images, truths, strict=True):
+            (found,) = model([image])  # alone: padding to the size of another would change the groups of LDA
             described = describe(found, truth["height"], truth["width"], rules)
             self.records.append({"truth": truth, "found": described})
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor, nn
 
@@ -111,8 +112,8 @@ class _View:
         for size in steps:
             if self.in_two_steps:
                 image = resize_bytes(image, size)
-            elif size != list(image.shape[-2:]):
-                image = TF.resize(image, size, antialias=True)
+            elif size != list(image.shape[-2:]):  # unrounded, so that every device and file sees the same
+                image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
         image = _pad(image, self.height * CELL, self.width * CELL)
         self.image = image.flip(-1) if mirrored else image
         self.tops, self.lefts = look._starts(self.height), look._starts(self.width)
@@ -190,7 +191,7 @@ class _View:
             slice(first * CELL, (first + side) * CELL)
             for first, side in zip((top, left), self.side, strict=True)
         )
-        pixels = TF.to_dtype(self.image[:, rows, columns], torch.float32, scale=True)
+        pixels = self.image[:, rows, columns].float() / 255
         pixels = TF.normalize(pixels, list(self.look.mean), list(self.look.std))
         return self.look.network(pixels[None])[0].float()
 

@@ -51,7 +51,7 @@ class SegmentationPredictor(Predictor[MaskPrediction]):
         self.colors: list[Color] = [(r, g, b) for r, g, b in model.colors.tolist()]
         self.device = torch.device(device)
         data = recipe.data
-        model = model.eval().to(self.device)
+        self.model = model = model.eval().to(self.device)
         self.look = Look(model, len(saved.class_names), recipe.inference, data.mean, data.std)
         self.prepare = pil_to_tensor
         self.wanted = _labels(recipe.inference.probabilities, saved.class_names)

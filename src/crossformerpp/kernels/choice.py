@@ -1,0 +1,157 @@
+"""Which of several kernels with one result is the fastest on the machine at hand: measured once per class of shapes.
+
+Choices are kept in memory and in a file, so that later runs on the machine compute exactly what earlier ones did. Where
+the file cannot be written, choices are the fixed ones. The environment variable CROSSFORMERPP_KERNELS decides:
+"measured" is the default; "fixed" takes the same kernels on every machine; "default" what PyTorch takes by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MODES = ("measured", "fixed", "default")
+MAX_ROWS = 4096  # of what is timed; the class of all larger shapes
+_MARGIN = 1.03  # the default is left only for what is faster by more than noise
+_ROUNDS = 5
+
+Shapes = tuple[object, ...]
+
+_lock = threading.Lock()
+_known: dict[tuple[int, Shapes], str] = {}  # (threads, class) -> choice
+
+
+@cache
+def mode() -> str:
+    """What CROSSFORMERPP_KERNELS says.
+
+    Raises:
+        ValueError: It says something else.
+    """
+    value = os.environ.get("CROSSFORMERPP_KERNELS") or "measured"
+    if value not in MODES:
+        raise ValueError(f"CROSSFORMERPP_KERNELS={value!r}: choose {', '.join(MODES)}")
+    return value
+
+
+def choose(
+    shapes: Shapes,
+    fixed: str,
+    candidates: Callable[[], Mapping[str, Callable[[], Any]]],
+    default: str = "default",
+) -> str:
+    """The name of the candidate to take for a class of shapes.
+
+    Args:
+        shapes: What the choice depends on: operation, sizes, precision, training or not.
+        fixed: The candidate that is taken without measuring.
+        candidates: Gives calls on samples of the class, by name; `default` among them.
+    """
+    if mode() != "measured":
+        return fixed if mode() == "fixed" else default
+    key = torch.get_num_threads(), shapes
+    if key not in _known:
+        with _lock:
+            if key not in _known:
+                _known[key] = _look_up(key, fixed, candidates, default)
+    return _known[key]
+
+
+def rows_class(rows: int) -> int:
+    """Numbers of rows that share a choice: powers of two, up to `MAX_ROWS`."""
+    return min(MAX_ROWS, 1 << max(rows - 1, 0).bit_length())
+
+
+def forget_choices() -> None:
+    """Drop what is in memory; the file stays."""
+    _known.clear()
+    mode.cache_clear()
+
+
+def choices_file() -> Path:
+    """Where choices are kept: in $CROSSFORMERPP_CACHE, else in crossformerpp/ of the user's cache folder."""
+    folder = os.environ.get("CROSSFORMERPP_CACHE")
+    if folder is None:
+        folder = os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "crossformerpp"
+        )
+    return Path(folder) / "kernels.json"
+
+
+def _look_up(
+    key: tuple[int, Shapes],
+    fixed: str,
+    candidates: Callable[[], Mapping[str, Callable[[], Any]]],
+    default: str,
+) -> str:
+    machine, name = f"{_machine()}, {key[0]} threads", " ".join(map(str, key[1]))
+    calls = candidates()
+    kept = _read().get(machine, {})
+    if kept.get(name) in calls:
+        return str(kept[name])
+    choice = _fastest(calls, default)
+    try:
+        _write(machine, name, choice)
+    except OSError:
+        return fixed
+    return choice
+
+
+def _fastest(calls: Mapping[str, Callable[[], Any]], default: str) -> str:
+    """The quickest by the best of some rounds in turn; the default where others gain next to nothing."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(_ROUNDS + 1):  # the first warms up, and counts only if nothing is quicker
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    quickest = min(best, key=best.__getitem__)
+    return quickest if best[quickest] * _MARGIN < best[default] else default
+
+
+@cache
+def _machine() -> str:
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return f"{processor} ({torch.backends.cpu.get_cpu_capability()}), PyTorch {torch.__version__}"
+
+
+def _read() -> dict[str, dict[str, str]]:
+    try:
+        found = json.loads(choices_file().read_text())
+    except (OSError, ValueError):  # none yet, or damaged: measured again
+        return {}
+    is_sound = isinstance(found, dict) and all(isinstance(value, dict) for value in found.values())
+    return found if is_sound else {}
+
+
+def _write(machine: str, name: str, choice: str) -> None:
+    """Add a choice to the file. Of processes that write at once the last wins; the others measure again."""
+    file = choices_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found = _read()
+    found.setdefault(machine, {})[name] = choice
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".kernels-")
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            json.dump(found, stream, indent=1, sort_keys=True)
+        os.replace(temporary, file)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
