@@ -245,7 +245,10 @@ def test_a_cascade_asks_the_large_setting_where_the_small_one_is_unsure(run, dig
     for ours, small, large in zip(json.loads(printed), answers["small"], answers["large"], strict=True):
         is_unsure = small["top"][0]["probability"] < found["threshold"]
         again += is_unsure
-        assert ours["top"] == (large if is_unsure else small)["top"]
+        wanted = (large if is_unsure else small)["top"]
+        assert [entry["class"] for entry in ours["top"]] == [entry["class"] for entry in wanted]
+        for entry, other in zip(ours["top"], wanted, strict=True):  # a batch of other images rounds otherwise
+            assert entry["probability"] == pytest.approx(other["probability"], abs=1e-5)
     assert f"cascade: {again} of 30 images went on to the large setting" in err
     best = max(read_front(run, open_saved(run)).points, key=lambda point: point.search)
     assert found["large"] == best.setting.model_dump()
