@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from crossformerpp.analysis.conformal import Promise
 from crossformerpp.cli import main
 from crossformerpp.data.digits import load_digits
 from crossformerpp.engine.budget import Judge
 from crossformerpp.recipes.load import dump_recipe, load_recipe
 from crossformerpp.tasks.backbone import create_model
+from crossformerpp.tasks.classification.promise import read_promise, write_promise
 from crossformerpp.tasks.points import open_at, overrides_at, parse_budget, read_front, recipe_at
 from crossformerpp.tasks.saved import KEY, open_saved, pack
 from tiny import tiny_recipe
@@ -277,6 +279,18 @@ def test_an_export_is_of_the_point(run, call, tmp_path) -> None:
     status, _, err = call("predict", file, run, "--budget", "1G")
     assert status == 2
     assert "groups of an exported model are fixed" in err
+
+
+def test_a_promise_of_the_own_setting_is_not_used_at_a_point(run) -> None:
+    file = write_promise(open_saved(run), Promise(0.9, 0.5, 90))
+    try:
+        promise = read_promise(open_saved(run))
+        assert promise is not None
+        assert promise.coverage == 0.9
+        with pytest.warns(UserWarning, match="not used at a point of its front"):
+            assert read_promise(open_at(run, "1G")) is None
+    finally:
+        file.unlink()
 
 
 @pytest.mark.parametrize(
