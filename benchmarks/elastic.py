@@ -83,8 +83,8 @@ STUDIES = {
         128,
         {"small": [2, 2, 2, 1], "medium": [4, 4, 4, 4], "large": [32, 16, 8, 4]},
         [[2, 4, 8, 16, 32], [2, 4, 8, 16], [2, 4, 8], [1, 2, 4]],
-        {"data.scenes.train": 400, "trainer.steps": 200, "trainer.eval_every": 200, "trainer.workers": 0}
-        | {"schedule.warmup_steps": 20, "optim.lr": 2e-3},
+        {"data.scenes.train": 400, "trainer.steps": 1500, "trainer.eval_every": 1500, "trainer.workers": 0}
+        | {"schedule.warmup_steps": 100, "optim.lr": 2e-3},
         seeds=2,
     ),
 }
