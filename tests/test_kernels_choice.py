@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from crossformerpp import kernels
 from crossformerpp.kernels import choice
@@ -80,6 +81,20 @@ def test_an_unknown_mode_is_refused(measured, monkeypatch):
         choice.choose(("linear", 16, 8), "other", candidates(0.0, 0.0, []))
 
 
+def test_layers_ask_on_a_machine_that_is_not_known_yet(measured):
+    torch.manual_seed(0)
+    mlp, x = Mlp(16, 32), torch.randn(2, 9, 16)
+    with torch.inference_mode():
+        expected = F.linear(F.gelu(F.linear(x, mlp.fc1.weight, mlp.fc1.bias)), mlp.fc2.weight, mlp.fc2.bias)
+        torch.testing.assert_close(mlp(x), expected)
+        torch.testing.assert_close(mlp(x), expected)
+    mlp(x.requires_grad_()).sum().backward()
+    (kept,) = json.loads(measured.read_text()).values()
+    kinds = {name.partition(" 32 ")[0] for name in kept}
+    assert {"linear and gelu", "linear"} <= {kind.rstrip(" 0123456789") for kind in kinds}
+    assert set(kept.values()) <= {"default", "oneDNN"}
+
+
 @pytest.mark.parametrize("taken", ["default", "oneDNN", "products"])
 def test_results_do_not_depend_on_the_choice(measured, monkeypatch, taken):
     torch.manual_seed(0)
@@ -93,8 +108,8 @@ def test_results_do_not_depend_on_the_choice(measured, monkeypatch, taken):
 
     x, qkv, table = torch.randn(2, 9, 16), torch.randn(3, 4, 48), torch.randn(2, 3, 3)
     linear, mlp = Linear(16, 24), Mlp(16, 32)
-    expected = torch.nn.functional.linear(x, linear.weight, linear.bias)
-    expected_mlp = mlp.fc2(torch.nn.functional.gelu(mlp.fc1(x)))
+    expected = F.linear(x, linear.weight, linear.bias)
+    expected_mlp = mlp.fc2(F.gelu(mlp.fc1(x)))
     with torch.inference_mode():
         expected_attention = kernels.attention(qkv, table, 2, (2, 2))
     for module in ("products", "attend"):

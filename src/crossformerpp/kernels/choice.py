@@ -28,7 +28,7 @@ _ROUNDS = 5
 
 Shapes = tuple[object, ...]
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a candidate may be made of others that are chosen
 _known: dict[tuple[int, Shapes], str] = {}  # (threads, class) -> choice
 
 

@@ -4,11 +4,14 @@ The threshold lies beside the weights (RUN/conformal.json) and names those it wa
 it is void.
 """
 
+from __future__ import annotations
+
 import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
@@ -16,8 +19,10 @@ from torch import Tensor
 from crossformerpp.analysis.conformal import Promise, calibrate, crossed
 from crossformerpp.data.names import read_json
 from crossformerpp.data.writing import write_json
-from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.saved import SavedRun
+
+if TYPE_CHECKING:  # it needs torchmetrics, predictions do not
+    from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 
 FILE = "conformal.json"
 
