@@ -85,7 +85,9 @@ def write_data(task: str, root: Path, number: int) -> Path:
 def own_inference(predictor: Any, folder: Path, seconds: float) -> float:
     """Images per second of the network alone, on prepared images."""
     images = open_images([folder])
-    prepared = [predictor.prepare(images.open(number)) for number in range(predictor.batch_size)]
+    prepared = [
+        predictor.prepare(images.open(number)) for number in range(min(predictor.batch_size, len(images)))
+    ]
     inputs: Any = prepared
     if hasattr(predictor, "mean"):
         inputs = (torch.stack(prepared).float().div_(255) - predictor.mean) / predictor.std

@@ -46,7 +46,7 @@ from crossformerpp.predict import open_images
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe, recipe_names
 from crossformerpp.runtime.about import read_about
 from crossformerpp.runtime.files import open_onnx
-from crossformerpp.tasks.classification import report
+from crossformerpp.tasks import report
 from crossformerpp.tasks.saved import KEY, open_saved, pack
 
 SECONDS = 10  # that one example may take

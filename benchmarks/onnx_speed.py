@@ -133,6 +133,23 @@ def compare(path: Path, shapes: list[tuple[int, int, int]], seconds: float) -> l
     return rows
 
 
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table: a column per row of `compare`, milliseconds and how many times as fast as eager."""
+    table = Table("program", *(f"{r['task']} {'×'.join(map(str, r['shape']))}, ms" for r in rows))
+    for program in rows[0]["milliseconds"]:
+        table.add_row(
+            program,
+            *(
+                f"{r['milliseconds'][program]:.1f} "
+                f"({r['milliseconds']['eager'] / r['milliseconds'][program]:.2f}×)"
+                for r in rows
+            ),
+        )
+    console = Console(width=160)
+    console.print(table)
+    console.print(f"{_machine()}, {torch.get_num_threads()} threads")
+
+
 def _machine() -> str:
     """The CPU's name, and the widest vectors that PyTorch uses on it."""
     info = Path("/proc/cpuinfo")
@@ -157,19 +174,7 @@ def main() -> None:
         rows = compare(path, [(1, side, side), (16, side, side)], arguments.seconds)
         path = checkpoint("detection", arguments.model, folder)
         rows += compare(path, [(1, 480, 640)], arguments.seconds)
-    table = Table("program", *(f"{r['task']} {'×'.join(map(str, r['shape']))}, ms" for r in rows))
-    for program in rows[0]["milliseconds"]:
-        table.add_row(
-            program,
-            *(
-                f"{r['milliseconds'][program]:.1f} "
-                f"({r['milliseconds']['eager'] / r['milliseconds'][program]:.2f}×)"
-                for r in rows
-            ),
-        )
-    console = Console(width=160)
-    console.print(table)
-    console.print(f"{_machine()}, {torch.get_num_threads()} threads")
+    show(rows)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(rows, indent=2))
 

@@ -241,3 +241,6 @@ def test_what_does_not_belong_together_is_said(
         assert ended(arguments) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "a.onnx").exists()
+    masks = save("detection", tmp_path, detector={"name": "mask_rcnn", "pyramid_channels": 16})
+    with pytest.raises(ValueError, match="Mask R-CNN has no int8"):
+        export_int8(masks, tmp_path / "a.onnx", run / "samples")

@@ -1,6 +1,7 @@
 """Kernels are chosen by measurement, once per machine and class of shapes."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -51,6 +52,23 @@ def test_the_quickest_is_taken_and_measured_once(measured, default, other, expec
     assert of_machine == {"linear 16 8": expected}
     choice.choose(("linear", 32, 8), "other", some)
     assert len(calls) > number
+
+
+def test_a_candidate_may_have_choices_of_its_own(measured):
+    """As an MLP has, which multiplies; in a thread, so that waiting for itself would end the test, not hang it."""
+    found = []
+
+    def inner():
+        found.append(choice.choose(("product", 8), "other", candidates(0.0, 0.02, [])))
+
+    def outer():
+        choice.choose(("mlp", 8), "other", lambda: {"default": inner, "other": inner})
+
+    thread = threading.Thread(target=outer, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert set(found) == {"default"}
 
 
 def test_without_a_file_to_keep_it_in_the_choice_is_the_fixed_one(measured):

@@ -22,6 +22,8 @@ import torch
 from PIL import Image
 from skimage import data
 
+from crossformerpp.analysis.conformal import Promise
+from crossformerpp.analysis.predictions import ClassPrediction
 from crossformerpp.data.lock import RunLock
 from crossformerpp.predict import PredictionRun, open_images, predict
 from crossformerpp.recipes.load import parse_recipe
@@ -159,6 +161,28 @@ def test_workers_change_nothing(classifier: Any, whole: list[str], photographs: 
         (picture,) = result.pictures
         with Image.open(picture) as drawn:
             assert drawn.format == ("PNG" if result.image.endswith(".png") else "JPEG")
+
+
+def test_the_promised_set_is_in_the_table(photographs: Path, tmp_path: Path) -> None:
+    """The threshold is the median of the highest probabilities, so that half of the images have an answer."""
+    predictor = predictor_of("classification", top_k=2)
+    torch.nn.init.normal_(predictor.model.head.fc.weight, std=3.0)
+    images = open_images([photographs])
+    found = predictor.probabilities([predictor.prepare(images.open(number)) for number in range(NUM_IMAGES)])
+    predictor.promise = Promise(0.9, float(np.median(found.max(axis=1))), NUM_IMAGES)
+    predictor.columns = ClassPrediction.columns_with(predictor.promise)
+    results = list(predict(predictor, images, tmp_path / "out", pictures=False))
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = [(row["image"], row["class"], row["in the 0.9 set"]) for row in csv.DictReader(file)]
+    expected = []
+    for result in results:
+        record = result.to_json()
+        for entry in record["top"]:
+            expected.append(
+                (result.image, entry["class"], "yes" if entry["class"] in record["answer"] else "")
+            )
+    assert rows == expected
+    assert {kept for _, _, kept in rows} == {"", "yes"}
 
 
 def _run(predictor: Any, inputs: list[Path], out: Path, options: dict[str, Any]) -> None:

@@ -135,12 +135,13 @@ class ClassPrediction:
         return rows if size <= len(rows) else [*rows, (f"and {size - len(rows)} more", "", "yes")]
 
     def to_json(self) -> dict[str, Any]:
-        top = [{"class": name, "probability": share} for name, share in self.top]
-        return (
-            {"top": top}
-            if self.answer is None
-            else {"top": top, "answer": self.answer, "coverage": self.coverage}
-        )
+        """`top`: class and probability; after a calibration also whether the class is in the `answer`, which is the
+        whole set, and the answer's `coverage`."""
+        top: list[dict[str, Any]] = [{"class": name, "probability": share} for name, share in self.top]
+        if self.answer is None:
+            return {"top": top}
+        marked = [entry | {"answer": number < len(self.answer)} for number, entry in enumerate(top)]
+        return {"top": marked, "answer": self.answer, "coverage": self.coverage}
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         return {"": label_image(image, self.top)}

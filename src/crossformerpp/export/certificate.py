@@ -6,12 +6,14 @@ JSON beside it, FILE.certificate.json, which names the file's SHA-256.
 
 import hashlib
 import json
+import math
 import shutil
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import crossformerpp
 from crossformerpp.analysis.conformal import Promise
 from crossformerpp.data.names import printable
 from crossformerpp.data.split import Split
-from crossformerpp.data.writing import replacing_folder, replacing_path, write_json
+from crossformerpp.data.writing import replacing_folder, replacing_path, to_json, write_json
 from crossformerpp.export.judges import JUDGES, Judge
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.load import apply_overrides, parse_page, parse_recipe
@@ -66,8 +68,15 @@ class Certificate:
     @property
     def drop(self) -> float:
         """How much worse than the checkpoint's the metric is by which the best checkpoint is chosen."""
+        before, after = self.main_figures
+        return before - after
+
+    @property
+    def main_figures(self) -> tuple[float, float]:
+        """That metric of the checkpoint and of the file; NaN where the data have nothing to measure it by."""
         assert self.reference is not None
-        return self.reference[self.monitor] - self.evaluation.metrics[self.monitor]
+        before, after = (m.get(self.monitor, math.nan) for m in (self.reference, self.evaluation.metrics))
+        return before, after
 
     def metrics(self) -> dict[str, Any]:
         """The evaluation's, and those of the comparison."""
@@ -75,10 +84,9 @@ class Certificate:
 
     def compared(self) -> dict[str, float]:
         """The comparison in four figures."""
-        assert self.reference is not None
         drift = [apart for _, apart, _ in self.images]
         return {
-            f"checkpoint_{self.monitor}": self.reference[self.monitor],
+            f"checkpoint_{self.monitor}": self.main_figures[0],
             "agreement": float(np.mean([same for *_, same in self.images])),
             "drift_mean": float(np.mean(drift)),
             "drift_largest": float(np.max(drift)),
@@ -89,7 +97,7 @@ class Certificate:
         page = {
             "judged": datetime.now(UTC).isoformat(timespec="seconds"),
             "crossformerpp": crossformerpp.__version__,
-            "packages": {name: version(name) for name in _PACKAGES},
+            "packages": _versions(),
             "precision": self.about["precision"],
             "data": self.data,
             "metrics": self.evaluation.metrics,
@@ -109,7 +117,7 @@ class Certificate:
             OSError: The disk is full; the file is as it was.
         """
         page = self.to_json()
-        entries = {CERTIFICATE_KEY: json.dumps(page)}
+        entries = {CERTIFICATE_KEY: to_json(page)}
         if self.is_calibrated and self.promise is not None:
             entries[KEY] = json.dumps(self.about | {"conformal": self.promise.to_json()})
         with replacing_path(self.path) as unfinished:
@@ -230,6 +238,15 @@ def _recipe(
     values["model"]["checkpoint"] = values["ema"] = None
     values.pop("distill", None)
     return parse_recipe(values, f"in {path}")
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that take part, where they are installed under these names."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write_metadata(source: Path, destination: Path, entries: dict[str, str]) -> None:

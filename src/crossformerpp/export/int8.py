@@ -20,8 +20,10 @@ from crossformerpp.data.problems import Problems
 from crossformerpp.data.writing import replacing_folder
 from crossformerpp.export import ExportReport, export, refuse_taken_file
 from crossformerpp.export.certificate import Certificate, certify, write_metadata
+from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.runtime import open_predictor
 from crossformerpp.runtime.files import KEY
+from crossformerpp.tasks.saved import open_saved
 
 NUM_IMAGES = 128  # that are used of a calibration folder
 MAX_DROP = 0.01
@@ -54,15 +56,15 @@ def export_int8(
     """
     images = calibration_images(calibrate)
     refuse_taken_file(destination, overwrite)
+    recipe = open_saved(checkpoint).recipe
+    if isinstance(recipe, DetectionRecipe) and recipe.detector.name == "mask_rcnn":
+        raise ValueError(
+            "Mask R-CNN has no int8: its boxes are chosen inside the graph; RetinaNet, classifiers and segmenters have"
+        )
     with tempfile.TemporaryDirectory() as elsewhere, replacing_folder(destination.parent) as draft:
         exact, written = Path(elsewhere) / "float32.onnx", draft / destination.name
         report = export(checkpoint, exact, size=size, dynamic_size=dynamic_size)
         about = open_predictor(exact).network.about
-        if about.get("network") == "mask_rcnn":
-            raise ValueError(
-                "Mask R-CNN has no int8: its boxes are chosen inside the graph; RetinaNet, classifiers and segmenters "
-                "have"
-            )
         quantize(exact, Path(elsewhere) / "int8.onnx", images)
         entries = {KEY: json.dumps(about | {"precision": "int8"})}
         write_metadata(Path(elsewhere) / "int8.onnx", written, entries)
@@ -75,8 +77,7 @@ def export_int8(
             track=track,
         )
         if not found.drop <= max_drop:  # NaN is not
-            assert found.reference is not None
-            before, after = found.reference[found.monitor], found.evaluation.metrics[found.monitor]
+            before, after = found.main_figures
             raise ValueError(
                 f"int8 loses {found.drop:.4f} of {found.monitor} ({before:.4f} to {after:.4f}), more than --max-drop "
                 f"{max_drop:g}; nothing was written. Calibrate with more images of the kind to come, or allow it"

@@ -270,11 +270,13 @@ def _rows(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 def _entries(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a result says of each class or object, under the columns' names; one empty entry where that is nothing."""
-    answer, coverage = record.get("answer"), record.get("coverage")
-    for entry in record.get("top") or record.get("objects") or record.get("classes") or ({},):
+    entries: list[dict[str, Any]] = (
+        record.get("top") or record.get("objects") or record.get("classes") or [{}]
+    )
+    for entry in entries:
         found = dict(zip(("x", "y", "width", "height"), entry.get("bbox", ()), strict=False)) | entry
-        if answer is not None and entry["class"] in answer:
-            found[set_column(coverage)] = "yes"
+        if entry.get("answer"):  # of the promised set; class names may come twice
+            found[set_column(record["coverage"])] = "yes"
         yield found
 
 

@@ -19,7 +19,7 @@ class _View(BaseModel):
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
 
 
-class About(BaseModel):
+class About(BaseModel, extra="allow"):
     """The JSON inside an exported file, see `crossformerpp.export.networks`."""
 
     mean: _Triple

@@ -134,7 +134,7 @@ def open_saved(path: Path) -> SavedRun:
     file = find_checkpoint(path)
     if file.suffix == ".pt2":
         raise ValueError(
-            f"{path}: an exported program; `crossformer` reads .onnx of them, Python opens it by torch.export.load or "
+            f"{path}: an exported program, which `crossformer eval` takes; Python opens it by torch.export.load or "
             "torch._inductor.aoti_load_package"
         )
     if file.suffix == ".safetensors":
