@@ -108,6 +108,29 @@ def test_two_processes_train_and_evaluate_as_one_does(page: Path, alone: Path, t
 
 
 @pytest.mark.slow
+def test_two_processes_draw_the_same_groups(page: Path, tmp_path: Path) -> None:
+    """Were they to draw apart, their mean gradient would be another than that of one process."""
+    elastic = "model.elastic={group_sizes: [[1, 8], [1, 4], [1, 2], [1]], per: block, draw: [random, random]}"
+    engine.train(load_recipe(str(page), [elastic]), tmp_path / "alone")
+    result = torchrun(
+        "-m", "crossformerpp", "train", page, "--set", elastic, "--out", tmp_path / "run", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    ours, theirs = (rows(tmp_path / name / "metrics.csv") for name in ("run", "alone"))
+    values = [float(row["train_loss"]) for row in theirs if row["train_loss"]]
+    assert [float(row["train_loss"]) for row in ours if row["train_loss"]] == pytest.approx(values, rel=2e-3)
+    one, two = (
+        read_training_state(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("alone", "run")
+    )
+    for a, b in zip(
+        one["optimizer_states"][0]["state"].values(),
+        two["optimizer_states"][0]["state"].values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(a["exp_avg"], b["exp_avg"], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_all_stop_when_one_is_asked_and_another_number_of_them_goes_on(
     page: Path, alone: Path, tmp_path: Path
 ) -> None:

@@ -193,3 +193,18 @@ def test_a_perfect_detector_is_perfect_through_the_whole_path(tmp_path):
     assert {"image_id", "bbox", "score", "segmentation"} <= results[0].keys()
     rows = list(csv.DictReader((tmp_path / "per_class.csv").open()))
     assert [row["class"] for row in rows] == coco.class_names
+
+
+def test_the_score_of_some_images_is_the_ap_of_these():
+    records = random_records()
+    found = DetectionEvaluation.of(records, NAMES, ["box", "mask"])
+    assert found.num_images == 30
+    assert found.score(range(30)) == found.metrics["box_AP"]
+    twice = [
+        dict(records[n], truth=dict(records[n]["truth"], image_id=k)) for k, n in enumerate([4, 9, 9, 2])
+    ]
+    assert (
+        found.score(np.array([4, 9, 9, 2])) == DetectionEvaluation.of(twice, NAMES, ["box"]).metrics["box_AP"]
+    )
+    empty = [n for n, record in enumerate(records) if not record["truth"]["objects"]]
+    assert np.isnan(found.score(empty))

@@ -1,6 +1,7 @@
 """Inference sees every pixel once, and the metrics are those of an independent confusion matrix."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,21 @@ def test_metrics_are_those_of_scikit_learn() -> None:
     recall = recall_score(true, predicted, labels=range(3), average="macro")
     assert found.metrics["mean_accuracy"] == pytest.approx(recall)
     assert (found.metrics["images"], found.metrics["images_without_labels"]) == (12, 1)
+
+
+def test_the_score_of_some_images_is_the_miou_of_these() -> None:
+    images, counts = random_labels(), PixelCounts(K)
+    for predicted, true in images:
+        counts.update(predicted, true)
+    per_image = counts.per_image
+    found = replace(evaluation_of(counts), per_image=per_image)
+    assert found.score(range(12)) == found.metrics["miou"]
+    some, drawn = PixelCounts(K), [3, 7, 7, 0]
+    for number in drawn:
+        some.update(*images[number])
+    assert found.score(np.array(drawn)) == evaluation_of(some).metrics["miou"]
+    counts.reset()
+    assert counts.per_image == []
 
 
 @pytest.mark.slow

@@ -50,12 +50,18 @@ def count_complexity(
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-            model(*arguments)
+        macs = count_macs(lambda: model(*arguments))
     finally:
         for module, mode in training.items():
             module.training = mode
-    return Complexity(params=params, macs=counter.get_total_flops() // 2)
+    return Complexity(params=params, macs=macs)
+
+
+def count_macs(call: Callable[[], Any]) -> int:
+    """The multiply-accumulates of one call of whatever computes with tensors."""
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        call()
+    return counter.get_total_flops() // 2
 
 
 def _as_arguments(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crossformerpp.cli import budget
 from crossformerpp.cli.output import say, show_json, show_table, track
 from crossformerpp.cli.train import AsJson, Overwrite
 
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from crossformerpp.tasks.network import Network
 
 app = typer.Typer(
-    help="Look inside networks: amplitudes, attention, architecture, group sizes.", no_args_is_help=True
+    help="Look inside networks: amplitudes, attention, architecture, group sizes, accuracy by cost.",
+    no_args_is_help=True,
 )
+app.command()(budget.budget)
+app.command()(budget.cascade)
 
 Images = Annotated[
     list[Path] | None,
@@ -323,13 +327,11 @@ def _write_recipe(network: Network, group_sizes: list[list[int]], path: Path) ->
     """The run's recipe with these group sizes, starting from its weights."""
     from crossformerpp.data.writing import replacing
     from crossformerpp.recipes.load import dump_recipe, parse_recipe
+    from crossformerpp.tasks.points import options_with
 
     assert network.saved is not None
     values = network.saved.recipe.model_dump()
-    options = values["model"]["options"]
-    if str(options.get("position")).startswith("rpb") and "group_sizes" in options:
-        options.setdefault("position_sizes", options["group_sizes"])  # the tables stay as they were learnt
-    options["group_sizes"] = group_sizes
+    values["model"]["options"] = options_with(network.saved.recipe, {"group_sizes": group_sizes})
     values["model"]["checkpoint"] = network.saved.path.resolve()
     with replacing(path) as file:
         file.write(dump_recipe(parse_recipe(values, str(path))).encode())

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from crossformerpp.cli.output import say, show_json, show_metrics, show_table, track
-from crossformerpp.cli.train import AsJson, Overwrite
+from crossformerpp.cli.train import AsJson, Budget, Overwrite
 
 
 def export(
@@ -42,6 +42,7 @@ def export(
     max_drop: Annotated[
         float, typer.Option(min=0, max=1, help="Refuse int8 that loses more of top-1, box AP or mIoU.")
     ] = 0.01,
+    budget: Budget = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -53,6 +54,8 @@ def export(
         raise ValueError("--int8 and --calibrate FOLDER go together: the images give the ranges of values")
     if int8 and (form != "onnx" or features):
         raise ValueError("--int8 is for whole models in ONNX; leave out --format and --features")
+    if int8 and budget is not None:
+        raise ValueError("--int8 is judged beside the run at its own setting; leave out --budget")
     if data is not None and not int8:
         raise ValueError("--data judges int8; `crossformer eval FILE --data …` judges any exported file")
     destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
@@ -79,6 +82,7 @@ def export(
             features=features,
             size=size,
             dynamic_size=dynamic_size,
+            budget=budget,
             overwrite=overwrite,
         )
     rows = [("×".join(map(str, shape)), *found) for shape, found in report.differences.items()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crossformerpp.cli.output import say, show_json_list, show_table, track
-from crossformerpp.cli.train import AsJson, Overrides, Overwrite
+from crossformerpp.cli.train import AsJson, Budget, Overrides, Overwrite
 
 if TYPE_CHECKING:
     from crossformerpp.predict import PredictionRun
@@ -37,6 +37,11 @@ def predict(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="Minimum score of reported objects; default: 0.5.")
     ] = None,
+    budget: Budget = None,
+    cascade: Annotated[
+        bool,
+        typer.Option("--cascade", help="Use the run's large setting only where its small one is unsure."),
+    ] = False,
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
     batch_size: Annotated[
@@ -61,7 +66,9 @@ def predict(
     }
     if min_score is not None:
         options["min_score"] = min_score
-    predictor = room.load_predictor(checkpoint, device, overrides or (), **options)
+    predictor = room.load_predictor(
+        checkpoint, device, overrides or (), budget=budget, cascade=cascade, **options
+    )
     found = room.open_images(images)
     folder = out or fresh_folder(Path("predictions"))
     batch_size = batch_size or predictor.batch_size
@@ -74,6 +81,8 @@ def predict(
         except KeyboardInterrupt:
             say(f"interrupted; the same command goes on with --out {shlex.quote(str(folder))} --resume")
             raise typer.Exit(130) from None
+    if cascade:
+        say(predictor.summary())  # type: ignore[attr-defined]
     if not run.is_first:
         return
     if as_json:

@@ -14,6 +14,12 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override a recipe setting: a.b=value (YAML); repeatable.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="Cost of an image, 30ms or 2.1GMACs: a setting that `analyze budget` found in the run."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 

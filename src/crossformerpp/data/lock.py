@@ -32,7 +32,7 @@ class RunLock:
         work: What its owners do in the folder, for errors.
     """
 
-    def __init__(self, folder: Path, work: Literal["train", "predict"] = "train") -> None:
+    def __init__(self, folder: Path, work: Literal["train", "predict", "search"] = "train") -> None:
         self.folder = folder
         self.work = work
         self.path = folder / NAME

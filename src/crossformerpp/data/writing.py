@@ -83,6 +83,40 @@ def remove_unfinished(folder: Path) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+class JsonLines:
+    """A log of plain data, a line each, on the disk when `append` returns; what a kill cut off is removed.
+
+    Attributes:
+        entries: What it holds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            ValueError: A line is no JSON; names it.
+        """
+        self.path = path
+        self.entries: list[Any] = []
+        text = path.read_bytes() if path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self.entries.append(json.loads(line))
+            except ValueError:
+                raise ValueError(f"{path}: line {number} is damaged; delete it, or the file") from None
+        if whole != text:
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def append(self, entry: Any) -> None:
+        """Add an entry."""
+        with self.path.open("ab") as file:
+            file.write(json.dumps(_with_null(entry)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.append(entry)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write plain data as indented JSON; see `to_json`."""
     with replacing(path) as file:

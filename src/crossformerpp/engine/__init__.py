@@ -75,7 +75,7 @@ from crossformerpp.tasks.classification.evaluation import ClassificationEvaluati
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
-from crossformerpp.tasks.saved import open_saved
+from crossformerpp.tasks.saved import SavedRun, open_saved
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
@@ -199,25 +199,14 @@ def evaluate(
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
     if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
         raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
-    values = saved.recipe.model_dump()
-    apply_overrides(values, overrides)
-    values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
-    values["ema"] = None  # which has the averaged ones already, if there are any
-    values.pop("distill", None)  # a teacher is for training
-    if root is not None:
-        values["data"]["root"] = root
-    recipe = parse_recipe(values, f"in {saved.path}")
+    recipe = evaluated_recipe(saved, root, overrides)
     task = find_task(recipe.task)
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
-        _warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
-    module = task.module(recipe, saved.class_names)
-    load_weights(module.model, saved.weights, saved.path)
-    plan = Plan(steps=saved.step, steps_per_epoch=1)
-    trainer = _trainer(recipe, [ProgressBar(plan)], logger=False)
+        warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
+    trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
-    with _quiet(), _threads(recipe.trainer), said_plainly(recipe):
-        trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    module = judge(saved, recipe, split, trainer)
     seconds = time.perf_counter() - started
     evaluation = module.last_evaluation
     assert evaluation is not None
@@ -241,7 +230,39 @@ def evaluate(
     return evaluation.metrics
 
 
-def _warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
+def evaluated_recipe(saved: SavedRun, root: Path | None = None, overrides: Iterable[str] = ()) -> BaseRecipe:
+    """The recipe by which a run is evaluated: without what is for training alone.
+
+    Raises:
+        ValueError: An override cannot be made.
+    """
+    values = saved.recipe.model_dump()
+    apply_overrides(values, overrides)
+    values["model"]["checkpoint"] = None  # the weights come from the checkpoint at hand,
+    values["model"]["elastic"] = None
+    values["ema"] = None  # which has the averaged ones already, if there are any
+    values.pop("distill", None)  # a teacher is for training
+    if root is not None:
+        values["data"]["root"] = root
+    return parse_recipe(values, f"in {saved.path}")
+
+
+def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer | None = None) -> TaskModule:
+    """A run's network as a recipe builds it, and in `last_evaluation` what it does on a split.
+
+    Raises:
+        ValueError: The weights do not fit the recipe.
+    """
+    module = find_task(recipe.task).module(recipe, saved.class_names)
+    load_weights(module.model, saved.weights, saved.path)
+    trainer = trainer or _trainer(recipe, [], logger=False)
+    with _quiet(), threads(recipe.trainer), said_plainly(recipe):
+        trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
+    return module
+
+
+def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
+    """Warn where a split is not the one that a checkpoint's mark says."""
     text = data_change(before, split)
     if text is None:
         return
@@ -304,7 +325,7 @@ def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | N
         val_check_interval=eval_every * section.accumulate,
         check_val_every_n_epoch=None,
     )
-    with _quiet(), _threads(section), said_plainly(module.recipe, run):
+    with _quiet(), threads(section), said_plainly(module.recipe, run):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if saver.is_pending(trainer.global_step):
             trainer.validate(module, datamodule=data, verbose=False)
@@ -351,7 +372,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(section: TrainerSection) -> Iterator[None]:
+def threads(section: TrainerSection) -> Iterator[None]:
+    """With as many threads of the CPU as the recipe says."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(section.threads or before)

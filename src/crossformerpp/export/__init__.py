@@ -20,7 +20,7 @@ from torch import Tensor
 from crossformerpp.data.writing import disk_error, replacing_path
 from crossformerpp.export.formats import FORMATS
 from crossformerpp.export.networks import Network, open_network
-from crossformerpp.tasks.saved import open_saved
+from crossformerpp.tasks.points import open_at
 
 Format = Literal["onnx", "torch-export", "aoti"]
 Shape = tuple[int, int, int, int]
@@ -55,6 +55,7 @@ def export(
     features: bool = False,
     size: int | None = None,
     dynamic_size: bool = False,
+    budget: str | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a run, a checkpoint or a converted file in another form, and compare it with eager at three sizes.
@@ -63,6 +64,7 @@ def export(
         features: Leave out the head: the outputs are the backbone's maps `c2` to `c5`.
         size: Shorter side of the images, about; default: the recipe's, or 512 for features.
         dynamic_size: Leave a classifier's height and width open too.
+        budget: What an image may cost, "30ms" or "2.1GMACs": the most accurate point of the run's front within it.
         overwrite: Replace an existing destination.
 
     Raises:
@@ -70,7 +72,7 @@ def export(
             written model answers differently; nothing is left behind then.
     """
     refuse_taken_file(destination, overwrite)
-    found = open_network(open_saved(checkpoint), features, size, dynamic_size)
+    found = open_network(open_at(checkpoint, budget), features, size, dynamic_size)
     if found.is_whole and form != "onnx":
         raise ValueError(f"Mask R-CNN is exported to ONNX; {form} serves its backbone, with --features")
     found.about["short_sides"] = list(found.short_sides)

@@ -15,7 +15,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from crossformerpp.layers.grouping import Distance, GroupRule, Interval, Lda
 
@@ -156,6 +156,47 @@ def expand_per_block(
                 raise ValueError(f"{name} {block!r} in stage {stage}: it must be {wanted}")
         expanded.append(blocks)
     return tuple(expanded)
+
+
+class Groups(NamedTuple):
+    """How the blocks of a network group their tokens: G and I per block of each stage, LDA's grouping per stage.
+
+    Attributes:
+        group_sizes, intervals, lda: As `CrossFormer` takes them.
+    """
+
+    group_sizes: tuple[tuple[int, ...], ...]
+    intervals: tuple[tuple[Interval, ...], ...]
+    lda: tuple[Lda, ...]
+
+    @classmethod
+    def of(cls, rules: Sequence[Sequence[GroupRule]]) -> Groups:
+        """From the rules of every block of every stage; the inverse of `rules`."""
+        return cls(
+            tuple(tuple(rule.group_size for rule in stage) for stage in rules),
+            tuple(tuple(rule.interval for rule in stage) for stage in rules),
+            tuple(stage[0].lda for stage in rules),
+        )
+
+    def rules(self) -> list[list[GroupRule]]:
+        """The rule of every block of every stage.
+
+        Raises:
+            ValueError: As `rule_per_block`.
+        """
+        return rule_per_block([len(sizes) for sizes in self.group_sizes], *self)
+
+    def options(self) -> dict[str, Any]:
+        """As a recipe's `model.options` hold them: one value in the place of equal ones of a stage."""
+        return {
+            "group_sizes": [_one_or_all(sizes) for sizes in self.group_sizes],
+            "intervals": [_one_or_all(gaps) for gaps in self.intervals],
+            "lda": list(self.lda),
+        }
+
+
+def _one_or_all(values: Sequence[Any]) -> Any:
+    return values[0] if len(set(values)) == 1 else list(values)
 
 
 def rule_per_block(

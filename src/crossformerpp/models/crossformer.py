@@ -19,9 +19,10 @@ from crossformerpp import kernels
 from crossformerpp.ablations.build import Attention, build_attention, build_cooling
 from crossformerpp.ablations.cooling import CoolingKind
 from crossformerpp.ablations.position import AbsolutePositionEmbedding, Position, fold
+from crossformerpp.layers.attention import GroupAttention
 from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
-from crossformerpp.layers.group_size import PerBlock, expand_per_block, policy_sizes, rule_per_block
+from crossformerpp.layers.group_size import Groups, PerBlock, expand_per_block, policy_sizes, rule_per_block
 from crossformerpp.layers.grouping import GroupRule, Interval, Lda
 from crossformerpp.layers.position import DynamicPositionBias
 
@@ -177,7 +178,7 @@ class CrossFormer(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in the backward pass in place of storing their activations."""
-        for stage in cast("list[CrossFormerStage]", self.stages):
+        for stage in self._stages():
             stage.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
@@ -193,13 +194,67 @@ class CrossFormer(nn.Module):
         like = next(self.parameters())  # a head without classes has no device of its own
         self.head.to(like.device, like.dtype)
 
+    @property
+    def groups(self) -> Groups:
+        """How the blocks group their tokens now.
+
+        Raises:
+            ValueError: The model has another attention than LSDA.
+        """
+        return Groups.of([[block.attn.rule for block in stage] for stage in self._grouped_blocks()])
+
+    def set_groups(
+        self,
+        group_sizes: Sequence[PerBlock] | None = None,
+        intervals: Sequence[Interval | Sequence[Interval]] | None = None,
+        lda: Lda | Sequence[Lda] | None = None,
+    ) -> None:
+        """Group tokens in another way from now on; no weight changes, and outputs are those of a model made so.
+
+        A compiled model is compiled again for each setting it meets. A model whose `fold_position_bias` was called, or
+        whose position is "rpb", cannot have larger groups than its tables.
+
+        Args:
+            group_sizes: G per stage, or per block of a stage; None leaves them as they are.
+            intervals: I alike.
+            lda: LDA's grouping, one for all stages or one per stage; None alike.
+
+        Raises:
+            ValueError: A value is out of range or missing, or the model has another attention than LSDA; nothing is
+                changed then.
+        """
+        blocks, now = self._grouped_blocks(), self.groups
+        rules = rule_per_block(
+            [len(stage) for stage in blocks],
+            now.group_sizes if group_sizes is None else group_sizes,
+            now.intervals if intervals is None else intervals,
+            now.lda if lda is None else lda,
+        )
+        for stage, own in zip(blocks, rules, strict=True):
+            for block, rule in zip(stage, own, strict=True):
+                block.attn.rule = rule
+
+    def _grouped_blocks(self) -> list[list[CrossFormerBlock]]:
+        stages = [cast("list[CrossFormerBlock]", list(stage.blocks.children())) for stage in self._stages()]
+        strange = {
+            type(b.attn).__name__ for stage in stages for b in stage if type(b.attn) is not GroupAttention
+        }
+        if strange:
+            raise ValueError(
+                f"groups can be set of LSDA only, and this model has {', '.join(sorted(strange))}"
+            )
+        return stages
+
+    def _stages(self) -> list[CrossFormerStage]:
+        return cast("list[CrossFormerStage]", list(self.stages.children()))
+
     def fold_position_bias(self, height: int = 224, width: int = 224) -> None:
         """Replace every DPB by a fixed relative position bias with its values, for good.
 
         Outputs stay the same for images up to `height`×`width` and groups no larger than there (Sec. 3.2.2: with a
         fixed size DPB is RPB); a larger group is then an error.
         """
-        for stage, info in zip(cast("list[CrossFormerStage]", self.stages), self.feature_info, strict=False):
+        for stage, info in zip(self._stages(), self.feature_info, strict=False):
             rows, columns = -(-height // info["reduction"]), -(-width // info["reduction"])
             for block in cast("list[CrossFormerBlock]", stage.blocks):
                 bias = block.attn.position_bias

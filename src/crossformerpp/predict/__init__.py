@@ -31,7 +31,13 @@ __all__ = [
 
 
 def load_predictor(
-    path: Path, device: str = "auto", overrides: Iterable[str] = (), **options: Any
+    path: Path,
+    device: str = "auto",
+    overrides: Iterable[str] = (),
+    *,
+    budget: str | None = None,
+    cascade: bool = False,
+    **options: Any,
 ) -> Predictor[Any]:
     """A predictor for a run directory, a checkpoint, or an exported ONNX file.
 
@@ -45,11 +51,17 @@ def load_predictor(
     Args:
         device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
         overrides: `a.b=value` texts that change the run's recipe, e.g. how a segmenter looks at images.
+        budget: What an image may cost, "30ms" or "2.1GMACs": the most accurate point of the run's front within it.
+        cascade: Let a classifier decide image by image whether it needs the large setting of its cascade.
         options: The task's own, e.g. `top_k`.
 
     Raises:
         ValueError: There is no such checkpoint, or it cannot be used.
     """
+    if budget is not None and cascade:
+        raise ValueError("--budget and --cascade: a cascade has its own two settings; pass one of them")
+    if path.suffix == ".onnx" and (budget is not None or cascade):
+        raise ValueError(f"{path}: the groups of an exported model are fixed; export the run with --budget")
     if path.suffix == ".onnx":
         from crossformerpp.runtime import open_predictor
 
@@ -61,9 +73,9 @@ def load_predictor(
     import torch
 
     from crossformerpp.tasks import find_task
-    from crossformerpp.tasks.saved import open_saved
+    from crossformerpp.tasks.points import open_at
 
-    saved = open_saved(path)
+    saved = open_at(path, budget)
     values = saved.recipe.model_dump()
     apply_overrides(values, overrides)
     saved = replace(saved, recipe=parse_recipe(values, f"in {saved.path}"))
@@ -71,8 +83,14 @@ def load_predictor(
         device = "cpu"
         if torch.cuda.is_available():  # of torchrun's processes each takes its own
             device = f"cuda:{local_rank() % torch.cuda.device_count()}"
-    predictor = find_task(saved.recipe.task).predictor(saved, device=device, **options)
-    return _marked(predictor, saved.path, overrides, options)
+    if cascade:
+        from crossformerpp.tasks.classification.cascade import open_cascade
+
+        predictor: Predictor[Any] = open_cascade(path, saved, device=device, **options)
+    else:
+        predictor = find_task(saved.recipe.task).predictor(saved, device=device, **options)
+    dial = {"budget": budget} if budget is not None else {"cascade": True} if cascade else {}
+    return _marked(predictor, saved.path, overrides, options | dial)
 
 
 def _marked(

@@ -68,6 +68,38 @@ class ScenesSection(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class ElasticSection(Section):
+    """Train one network for many groupings: each step trains several, drawn from ranges (the sandwich rule of
+    universally slimmable networks, Yu and Huang 2019, and of BigNAS, Yu et al. 2020).
+
+    Choices go from cheap to costly: the first of every range make the smallest setting, the last the largest.
+    """
+
+    group_sizes: list[Annotated[list[PositiveInt], Field(min_length=1)]]  # choices of G, per stage
+    intervals: list[Annotated[list[PositiveInt | Literal["adaptive"]], Field(min_length=1)]] | None = (
+        None  # choices of I, per stage; default: the model's own
+    )
+    lda: list[Literal["regional", "spanning"]] = Field(default_factory=list)  # choices, alike for all stages
+    sizes: list[Annotated[int, Field(ge=32)]] = Field(
+        default_factory=list
+    )  # choices of the side that batches are resized to, of classifiers; default: as they come
+    per: Literal["stage", "block"] = "stage"  # random settings draw for each stage or for each block
+    draw: list[Literal["largest", "smallest", "random"]] = Field(
+        default=["largest", "smallest", "random"], min_length=1
+    )  # the settings that a step trains
+    distill: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of the largest's answers in the loss of the others
+
+    @model_validator(mode="after")
+    def _can_distill(self) -> Self:
+        if self.distill and self.draw[0] != "largest":
+            raise ValueError(
+                f"distill needs draw to begin with largest, which the others learn from: {self.draw}"
+            )
+        return self
+
+
 class ModelSection(Section):
     """Which backbone (any timm name), with which overrides, from which weights."""
 
@@ -76,6 +108,16 @@ class ModelSection(Section):
     checkpoint: Path | None = None  # weights to start from: .safetensors, or a checkpoint or run of ours
     grad_checkpointing: bool = False
     compile: bool = False
+    elastic: ElasticSection | None = None  # train for a range of group sizes and intervals
+
+    @model_validator(mode="after")
+    def _keeps_its_groups(self) -> Self:
+        if self.elastic is not None and (self.grad_checkpointing or self.compile):
+            raise ValueError(
+                "elastic changes the groups within a step, which neither grad_checkpointing nor compile can follow: "
+                "switch them off"
+            )
+        return self
 
 
 class OptimSection(Section):
@@ -178,6 +220,15 @@ class BaseRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection | None = None
     trainer: TrainerSection
+
+    @model_validator(mode="after")
+    def _is_elastic_as_its_task(self) -> Self:
+        for name in ("distill", "sizes"):
+            if self.task != "classification" and getattr(self.model.elastic, name, None):
+                raise ValueError(
+                    f"model.elastic.{name} is for classification, not for {self.task}: leave it out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _can_look_inside(self) -> Self:

@@ -1,16 +1,18 @@
 """The LightningModule that all tasks train with: optimiser, schedule, EMA and exact evaluation."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
+import torch
 from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.elastic import Elastic
 from crossformerpp.tasks.loading import LoadReport
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from crossformerpp.tasks.plug import Evaluation
@@ -23,6 +25,7 @@ class TaskModule(pl.LightningModule):
     Attributes:
         model: The network.
         ema: Its moving average, or None.
+        elastic: The groupings that each step trains, or None.
         losses: Detached parts of the last training loss, for the logs.
         last_evaluation: What the latest validation found.
         plan: Set by the engine before training.
@@ -42,6 +45,9 @@ class TaskModule(pl.LightningModule):
         if recipe.ema is not None:
             self.ema = ModelEmaV3(model, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup)
             self.ema.requires_grad_(False)
+        self.elastic: Elastic | None = None
+        if recipe.model.elastic is not None:
+            self.elastic = Elastic(recipe.model.elastic, model, recipe.trainer.seed)
         self.losses: dict[str, Tensor] = {}
         self.last_evaluation: Evaluation | None = None
         self.plan: Plan | None = None
@@ -51,6 +57,10 @@ class TaskModule(pl.LightningModule):
     @abstractmethod
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """Scalars: "loss", which is minimised, and parts to log."""
+
+    def elastic_loss(self, elastic: Elastic, batch: Any) -> dict[str, Tensor]:
+        """As `loss`, the mean over the groupings of this step."""
+        return mean_losses([self.loss(batch) for _ in elastic.each(self.global_step)])
 
     @abstractmethod
     def evaluate_batch(self, model: nn.Module, batch: Any) -> None:
@@ -74,7 +84,7 @@ class TaskModule(pl.LightningModule):
         return self.model if self.ema is None else self.ema.module
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self.loss(batch)
+        losses = self.loss(batch) if self.elastic is None else self.elastic_loss(self.elastic, batch)
         self.losses = {name: value.detach() for name, value in losses.items()}
         return losses["loss"]
 
@@ -120,3 +130,8 @@ class TaskModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         page = dump_recipe(self.recipe)
         checkpoint[KEY] = pack(page, self.class_names, self.global_step, self.data_marks)
+
+
+def mean_losses(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each loss over several."""
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}

@@ -38,6 +38,7 @@ class SavedRun:
         step: Optimiser steps taken.
         weights: Of the network that evaluation used (the moving average, if there was one).
         data: What is noted of the data, by split: see `engine.changes.data_mark`. Empty where nothing is.
+        is_at_point: Whether the recipe has the groups and image size of a point of the run's front, not its own.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class SavedRun:
     step: int
     weights: dict[str, Tensor]
     data: dict[str, Any] = field(default_factory=dict)
+    is_at_point: bool = False
 
 
 class _About(BaseModel):

@@ -1,10 +1,12 @@
 """The results of evaluating a classifier: metrics, a table of all predictions, pictures."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -72,6 +74,19 @@ class ClassificationEvaluation:
         if self.num_unreadable:
             metrics["unreadable"] = self.num_unreadable
         return metrics
+
+    @property
+    def num_images(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def right(self) -> Tensor:
+        """(M,) whether the most likely class is the true one."""
+        return self.probabilities.argmax(dim=1) == self.labels
+
+    def score(self, images: Sequence[int] | np.ndarray) -> float:
+        """The share of right answers."""
+        return float(self.right[torch.as_tensor(images)].double().mean())
 
     def _accuracy(self, top_k: int) -> float:
         return float(

@@ -13,7 +13,8 @@ from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import head_prefixes
 from crossformerpp.tasks.classification.distillation import distillation_loss, open_teacher
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
-from crossformerpp.tasks.module import TaskModule
+from crossformerpp.tasks.elastic import Elastic
+from crossformerpp.tasks.module import TaskModule, mean_losses
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B, sample numbers B
 
@@ -57,6 +58,27 @@ class ClassificationModule(TaskModule):
         return self
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        images, labels = self._mixed(batch)
+        return self._losses(images, labels, self.model(images))
+
+    def elastic_loss(self, elastic: Elastic, batch: Batch) -> dict[str, Tensor]:
+        """The mean over the groupings of this step, all of them on the same mixed images; with `distill` the first,
+        the largest, teaches the others."""
+        images, labels = self._mixed(batch)
+        weight, parts = elastic.section.distill, []
+        largest: Tensor | None = None
+        for drawn in elastic.each(self.global_step):
+            logits = self.model(drawn.view(images))
+            losses = self._losses(images, labels, logits)
+            if largest is not None and weight:
+                taught = distillation_loss(logits, largest, temperature=1.0)
+                losses["loss"] = (1 - weight) * losses["loss"] + weight * taught
+            largest = logits.detach() if largest is None else largest
+            parts.append(losses)
+        return mean_losses(parts)
+
+    def _mixed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and labels of a batch, after Mixup and CutMix if the recipe has them."""
         images, labels, _ = batch
         if self.mix is not None:
             if len(images) % 2:
@@ -65,7 +87,9 @@ class ClassificationModule(TaskModule):
                     "pass another trainer.batch_size"
                 )
             images, labels = self.mix(images, labels)
-        logits = self.model(images)
+        return images, labels
+
+    def _losses(self, images: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
         loss = self.criterion(logits, labels)
         if self.teacher is None:
             return {"loss": loss}

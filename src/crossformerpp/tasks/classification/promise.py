@@ -47,13 +47,18 @@ def promise_file(saved: SavedRun) -> Path:
 
 
 def read_promise(saved: SavedRun) -> Promise | None:
-    """The threshold of these weights; None, with a warning, if it is of others.
+    """The threshold of these weights; None, with a warning, if it is of others, or if they run at another setting.
 
     Raises:
         ValueError: The file is damaged.
     """
     path = promise_file(saved)
     if not path.is_file():
+        return None
+    if saved.is_at_point:
+        warnings.warn(
+            f"{path}: calibrated at the run's own setting and not used at a point of its front", stacklevel=2
+        )
         return None
     try:
         page = _Page.model_validate(read_json(path))

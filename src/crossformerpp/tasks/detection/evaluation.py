@@ -178,6 +178,19 @@ class DetectionEvaluation:
         )
         return cls(metrics, per_class, class_names, records)
 
+    @property
+    def num_images(self) -> int:
+        return len(self.records)
+
+    def score(self, images: Sequence[int] | np.ndarray) -> float:
+        """The boxes' AP; NaN where these images have no object."""
+        drawn = [self.records[number] for number in images]
+        numbered = [
+            {**record, "truth": {**record["truth"], "image_id": number}}
+            for number, record in enumerate(drawn, 1)
+        ]
+        return average_precision(numbered, self.class_names, "box").summary.get("AP", float("nan"))
+
     def write(self, folder: Path, split: Split) -> list[Path]:
         """per_class.csv, detections.json (COCO's results format), predictions.png (truth, prediction)."""
         assert isinstance(split.dataset, EvalImages)

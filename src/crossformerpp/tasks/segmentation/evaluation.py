@@ -23,7 +23,11 @@ from crossformerpp.data.split import Split
 
 
 class PixelCounts(Metric):
-    """The confusion matrix, how many images it has, and how many of them have no labelled pixel."""
+    """The confusion matrix, how many images it has, and how many of them have no labelled pixel.
+
+    Attributes:
+        per_image: The confusion of each image of this process, sparse, in the order that they came.
+    """
 
     full_state_update = False
     confusion: Tensor
@@ -33,6 +37,7 @@ class PixelCounts(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.per_image: list[Tensor] = []
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), "sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), "sum")
         self.add_state("unlabelled", torch.zeros((), dtype=torch.int64), "sum")
@@ -43,10 +48,15 @@ class PixelCounts(Metric):
         known = labels != IGNORED
         if not known.any():
             self.unlabelled += 1
-            return
-        self.confusion += multiclass_confusion_matrix(
+        own = multiclass_confusion_matrix(
             predicted[known].long(), labels[known].long(), self.num_classes, validate_args=False
         )
+        self.confusion += own
+        self.per_image.append(own.cpu().to_sparse())
+
+    def reset(self) -> None:
+        super().reset()
+        self.per_image = []
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """Confusion (K, K), images, unlabelled images: of all processes."""
@@ -79,12 +89,19 @@ class SegmentationEvaluation:
     class_names: list[str]
     colors: list[Color]
     examples: list[Example] = field(default_factory=list)
+    per_image: list[Tensor] = field(default_factory=list)
 
     @cached_property
     def iou(self) -> Tensor:
         """(K,) intersection over union; NaN for a class that is neither present nor predicted."""
-        right = self.confusion.diag().double()
-        return right / (self.confusion.sum(0) + self.confusion.sum(1) - right)
+        return _iou(self.confusion)
+
+    def score(self, images: Sequence[int] | np.ndarray) -> float:
+        """The mean IoU."""
+        total = torch.zeros_like(self.confusion)
+        for number in images:
+            total += self.per_image[number]
+        return float(_iou(total).nanmean())
 
     @cached_property
     def accuracy(self) -> Tensor:
@@ -135,3 +152,8 @@ class SegmentationEvaluation:
         present = np.unique(np.concatenate([np.unique(labels) for labels in drawn]))
         entries = [(self.class_names[label], self.colors[label]) for label in present[present >= 0]]
         return {"overlays": add_legend(shown, entries)}
+
+
+def _iou(confusion: Tensor) -> Tensor:
+    right = confusion.diag().double()
+    return right / (confusion.sum(0) + confusion.sum(1) - right)

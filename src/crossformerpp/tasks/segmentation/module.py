@@ -56,6 +56,7 @@ class SegmentationModule(TaskModule):
 
     def evaluation(self) -> SegmentationEvaluation:
         confusion, images, unlabelled = self.counts.compute()
+        per_image = self.counts.per_image
         self.counts.reset()
         examples, self._examples = self._examples, []
         return SegmentationEvaluation(
@@ -65,6 +66,7 @@ class SegmentationModule(TaskModule):
             self.class_names,
             [(red, green, blue) for red, green, blue in self.model.colors.tolist()],
             examples,
+            per_image,
         )
 
     def pictures(self) -> dict[str, Image.Image]:
