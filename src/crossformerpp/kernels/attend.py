@@ -5,7 +5,7 @@ Legend: n groups (of all images), N = gh·gw tokens of a group, h heads, d head 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -85,20 +85,17 @@ def _takes_products(qkv: Tensor, table: Tensor | None, num_heads: int, sides: Si
     if num_scores > _MAX_SCORES or qkv.dtype not in (torch.float32, torch.bfloat16) or len(qkv) == 0:
         return False
     n = rows_class(len(qkv))
-    some = qkv[: min(n, max(1, _MAX_SAMPLE // qkv[0].numel()))]
+
+    def candidates() -> dict[str, Callable[[], Tensor]]:
+        some = qkv[: min(n, max(1, _MAX_SAMPLE // qkv[0].numel()))]
+        return {
+            "default": lambda: _fused(some, table, num_heads, sides),
+            "products": lambda: _AttentionByProducts.apply(some, table, num_heads, sides),
+        }
+
     fixed = "products" if qkv.dtype == torch.bfloat16 else "default"
     shapes = "attention", n, *qkv.shape[1:], num_heads, qkv.dtype, "inference"
-    return (
-        choose(
-            shapes,
-            fixed,
-            lambda: {
-                "default": lambda: _fused(some, table, num_heads, sides),
-                "products": lambda: _AttentionByProducts.apply(some, table, num_heads, sides),
-            },
-        )
-        == "products"
-    )
+    return choose(shapes, fixed, candidates) == "products"
 
 
 class _AttentionByProducts(torch.autograd.Function):

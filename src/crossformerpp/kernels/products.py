@@ -75,15 +75,15 @@ def _fastest_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
 
 def _fastest_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     T = rows_class(x.numel() // x.shape[-1])
-    rows = _sample(x, T, False)
-    return choose(
-        ("linear and gelu", T, *weight.shape, x.dtype, "inference"),
-        "oneDNN",
-        lambda: {
+
+    def candidates() -> dict[str, Callable[[], Any]]:
+        rows = _sample(x, T, False)
+        return {
             "default": lambda: F.gelu(linear(rows, weight, bias)),
             "oneDNN": lambda: _onednn_gelu(rows, weight, bias),
-        },
-    )
+        }
+
+    return choose(("linear and gelu", T, *weight.shape, x.dtype, "inference"), "oneDNN", candidates)
 
 
 def _sample(x: Tensor, rows: int, with_gradient: bool) -> Tensor:
