@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import Tensor
 from crossformerpp import engine
 from crossformerpp.data.images import read_image
 from crossformerpp.export import export
+from crossformerpp.export.certificate import certify
+from crossformerpp.export.judges import ObjectJudge, PixelJudge
 from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.runtime import open_predictor
@@ -129,6 +132,17 @@ def exported(run: Path, file: Path) -> tuple[Any, list[np.ndarray]]:
     return predictor, given
 
 
+def certified(run: Path, file: Path, metrics: dict[str, float], metric: str) -> dict[str, Any]:
+    """The certificate of a run's file: worth what the run's own evaluation says, and hardly another answer."""
+    certificate = certify(file, checkpoint=run)
+    found = certificate.metrics()
+    assert found[metric] == pytest.approx(metrics[metric], abs=2e-3)
+    checkpoint_metrics = certificate.to_json()["checkpoint"]["metrics"]
+    assert checkpoint_metrics[metric] == pytest.approx(metrics[metric], abs=1e-6)
+    assert len(certificate.images) == len(SIZES)
+    return found
+
+
 def asked(
     root: Path, evaluated: list[Tensor], seen: list[Tensor], predictor: Callable[..., Any], file: Any = None
 ) -> list[list[Any]]:
@@ -153,7 +167,7 @@ def asked(
 @pytest.mark.parametrize("name", ["mask_rcnn", "retinanet"])
 def test_detectors(data: Path, tmp_path: Path, seen: list[Tensor], name: str) -> None:
     run = tmp_path / "run"
-    engine.train(detection(data, name), run)
+    metrics = engine.train(detection(data, name), run)
     evaluated = list(seen)
     file = exported(run, tmp_path / "model.onnx") if name == "retinanet" else None
     answers = asked(data, evaluated, seen, load_predictor(run, "cpu", min_score=0.005), file)
@@ -167,6 +181,10 @@ def test_detectors(data: Path, tmp_path: Path, seen: list[Tensor], name: str) ->
     for ours, theirs in zip(*answers, strict=True) if file is not None else ():
         scores = ([thing["score"] for thing in one.found[:5]] for one in (ours, theirs))
         np.testing.assert_allclose(*scores, atol=1e-5)  # boxes: see test_export, with scores further apart
+    if file is not None:
+        found = certified(run, tmp_path / "model.onnx", metrics, "box_AP")
+        assert found["agreement"] > 0.9  # scores of an untrained detector lie close together
+        assert found["drift_largest"] < 1e-3
 
 
 @pytest.mark.slow
@@ -184,3 +202,32 @@ def test_segmenters(data: Path, tmp_path: Path, seen: list[Tensor], inference: d
         assert (one.labels == other.labels).mean() > 0.9999
         np.testing.assert_allclose(one.confidence, other.confidence, atol=1e-4)
     assert right == round(metrics["pixel_accuracy"] * total)
+    found = certified(run, tmp_path / "model.onnx", metrics, "miou")
+    assert found["agreement"] > 0.9999
+    assert found["drift_largest"] < 1e-3
+
+
+def test_a_certificate_compares_objects_that_both_models_found() -> None:
+    def answer(*things: tuple[int, float, list[float]]) -> tuple[Any, int]:
+        found = [{"label": label, "score": score, "bbox": bbox} for label, score, bbox in things]
+        return SimpleNamespace(found=found), 100
+
+    judge = object.__new__(ObjectJudge)
+    ours = answer((0, 0.9, [10, 10, 20, 20]), (1, 0.5, [50, 50, 10, 10]))
+    assert judge.compare(ours, ours) == (0.0, 1.0)
+    assert judge.compare(answer(), answer()) == (0.0, 1.0)
+    assert judge.compare(ours, answer()) == (0.0, 0.0)
+    # the first moved by half a pixel of a hundred and lost 0.02; the second is of another class
+    drift, share = judge.compare(ours, answer((0, 0.88, [10.5, 10, 20, 20]), (0, 0.5, [50, 50, 10, 10])))
+    assert (drift, share) == (pytest.approx(0.02), 0.5)
+    drift, _ = judge.compare(ours, answer((0, 0.9, [10.5, 10, 20, 20])))
+    assert drift == pytest.approx(0.005)
+    # one object of ours is no partner of two of theirs
+    twice = answer((0, 0.9, [10, 10, 20, 20]), (0, 0.8, [10, 10, 20, 20]))
+    assert judge.compare(answer((0, 0.9, [10, 10, 20, 20])), twice)[1] == pytest.approx(2 / 3)
+
+
+def test_a_certificate_compares_pixels() -> None:
+    ours, theirs = np.zeros((4, 5), np.int16), np.zeros((4, 5), np.int16)
+    theirs[0, :2] = 1
+    assert object.__new__(PixelJudge).compare(ours, theirs) == (pytest.approx(0.1), pytest.approx(0.9))
