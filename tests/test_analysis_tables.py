@@ -20,7 +20,7 @@ from crossformerpp.cli import app, main
 from crossformerpp.layers import linear_group_sizes
 from crossformerpp.layers.embedding import allocate_dims
 from crossformerpp.recipes.load import recipe_names
-from crossformerpp.tasks.tables import table_rows
+from crossformerpp.tasks.tables import kept_rows, table_rows
 
 HERE = Path(__file__).parent
 DEFAULT_KERNELS = [[4, 8, 16, 32], [2, 4], [2, 4], [2, 4]]
@@ -258,3 +258,27 @@ def test_the_page_on_reproduction_has_a_line_per_row():
             headline = next(label for label in ("accuracy", "box AP", "IoU") if label in row.figures)
             assert f"{headline} {row.figures[headline]:.1f}" in figures
             assert here == "not run"
+
+
+def test_counts_are_kept_until_code_changes(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    counted = list(kept_rows("VII"))
+    assert counted == list(table_rows("VII"))
+    assert any(row.macs for row in counted)
+
+    def fail(table):
+        raise AssertionError("counted again")
+        yield
+
+    with monkeypatch.context() as kept:
+        kept.setattr("crossformerpp.tasks.tables.classification_rows", fail)
+        assert list(kept_rows("VII")) == counted
+        kept.setattr("crossformerpp.tasks.tables.timm.__version__", "another")
+        with pytest.raises(AssertionError, match="counted again"):
+            list(kept_rows("VII"))
+    file = tmp_path / "crossformerpp" / "counts.json"
+    for damage in ("{", "[]", '{"made_by": 3}'):
+        file.write_text(damage)
+        assert list(kept_rows("VII")) == counted
+    with pytest.raises(ValueError, match="no table 'XX'"):
+        list(kept_rows("XX"))

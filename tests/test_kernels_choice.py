@@ -17,9 +17,10 @@ from crossformerpp.layers import Linear, Mlp
 def measured(monkeypatch, tmp_path):
     """Choices by measurement, kept in a folder of their own; returns the file."""
     monkeypatch.setenv("CROSSFORMERPP_KERNELS", "measured")
-    monkeypatch.setenv("CROSSFORMERPP_CACHE", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     choice.forget_choices()
-    yield tmp_path / "kernels.json"
+    (tmp_path / "crossformerpp").mkdir()
+    yield tmp_path / "crossformerpp" / "kernels.json"
     monkeypatch.undo()
     choice.forget_choices()
 

@@ -46,9 +46,9 @@ def _classifiers(as_json: bool) -> None:
 
 
 def _dense_models(tables: Sequence[str], as_json: bool) -> None:
-    from crossformerpp.tasks.tables import table_rows
+    from crossformerpp.tasks.tables import kept_rows
 
-    rows = [row for table in tables for row in table_rows(table) if row.is_ours]
+    rows = [row for table in tables for row in kept_rows(table) if row.is_ours]
     if as_json:
         show_json([row.to_json() for row in rows])
         return

@@ -41,10 +41,12 @@ def tables(
     from crossformerpp.analysis.tables import MEASURED_TABLES, TABLES, table_title
     from crossformerpp.analysis.tables import measure as timed
     from crossformerpp.data.writing import claim_folder
-    from crossformerpp.tasks.tables import table_rows
+    from crossformerpp.tasks.tables import kept_rows
 
     chosen = [number.upper() for number in numbers or TABLES]
-    sources = {number: table_rows(number) for number in chosen}  # fails at once if there is no such table
+    if unknown := [number for number in chosen if number not in TABLES]:
+        raise ValueError(f"no table {unknown[0]!r}: choose among {', '.join(TABLES)}")
+    sources = {number: kept_rows(number) for number in chosen}
     if out is not None:
         claim_folder(out, overwrite)
     found = {number: list(rows) for number, rows in track(sources.items(), len(sources), "counting")}

@@ -80,13 +80,8 @@ def forget_choices() -> None:
 
 
 def choices_file() -> Path:
-    """Where choices are kept: in $CROSSFORMERPP_CACHE, else in crossformerpp/ of the user's cache folder."""
-    folder = os.environ.get("CROSSFORMERPP_CACHE")
-    if folder is None:
-        folder = os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "crossformerpp"
-        )
-    return Path(folder) / "kernels.json"
+    """Where choices are kept, in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossformerpp" / "kernels.json"
 
 
 def _look_up(
