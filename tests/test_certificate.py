@@ -129,7 +129,12 @@ def test_certificate_of_a_program(run: Path, data: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_certificate_of_a_package(data: Path, tmp_path: Path) -> None:
-    options = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "group_sizes": [4, 4, 2, 1]}
+    options = {
+        "embed_dim": 16,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 1, 1],
+        "group_sizes": [4, 4, 2, 1],
+    }
     names = sorted(folder.name for folder in data.iterdir())
     model = {"name": "crossformerpp_small", "options": options}
     checkpoint = save("classification", tmp_path, names, model=model, data={"source": "folder", "size": 32})

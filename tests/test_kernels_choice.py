@@ -85,6 +85,17 @@ def test_a_damaged_file_is_measured_anew_and_replaced(measured, damage):
     assert [list(kept) for kept in json.loads(measured.read_text()).values()] == [["linear 16 8"]]
 
 
+def test_an_unknown_choice_is_replaced_and_that_of_another_process_taken(measured):
+    machine = f"{choice._machine()}, {torch.get_num_threads()} threads"
+    measured.write_text(
+        json.dumps({machine: {"linear 16 8": "a kernel of the past", "linear 32 8": "other"}})
+    )
+    assert choice.choose(("linear", 16, 8), "default", candidates(0.02, 0.0, [])) == "other"
+    assert choice.choose(("linear", 32, 8), "default", candidates(0.0, 0.02, [])) == "other"
+    assert json.loads(measured.read_text()) == {machine: {"linear 16 8": "other", "linear 32 8": "other"}}
+    assert choice._keep(machine, "linear 16 8", "default", {"default", "other"}) == "other"
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("fixed", "other"), ("default", "default")])
 def test_measuring_can_be_switched_off(measured, monkeypatch, mode, expected):
     monkeypatch.setenv("CROSSFORMERPP_KERNELS", mode)

@@ -97,10 +97,9 @@ def _look_up(
         return str(kept[name])
     choice = _fastest(calls, default)
     try:
-        _write(machine, name, choice)
+        return _keep(machine, name, choice, set(calls))
     except OSError:
         return fixed
-    return choice
 
 
 def _fastest(calls: Mapping[str, Callable[[], Any]], default: str) -> str:
@@ -135,12 +134,13 @@ def _read() -> dict[str, dict[str, str]]:
     return found if is_sound else {}
 
 
-def _write(machine: str, name: str, choice: str) -> None:
-    """Add a choice to the file. Of processes that write at once the last wins; the others measure again."""
+def _keep(machine: str, name: str, choice: str, known: set[str]) -> str:
+    """Add a choice to the file, or take the one that another process has added meanwhile."""
     file = choices_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     found = _read()
-    found.setdefault(machine, {})[name] = choice
+    choices = found.setdefault(machine, {})
+    choice = choices[name] = choices[name] if choices.get(name) in known else choice
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".kernels-")
     try:
         with os.fdopen(descriptor, "w") as stream:
@@ -150,3 +150,4 @@ def _write(machine: str, name: str, choice: str) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
+    return choice
