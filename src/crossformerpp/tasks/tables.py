@@ -68,7 +68,7 @@ def kept_rows(table: str) -> Iterator[TableRow]:
         write_json(file, {"made_by": made_by, "tables": {**_kept_counts(file, made_by), table: own}})
 
 
-def _kept_counts(file: Path, made_by: str) -> dict[str, list[dict[str, int | None]]]:
+def _kept_counts(file: Path, made_by: str) -> dict[str, list[dict[str, Any]]]:
     try:
         page = read_json(file)
         if page["made_by"] != made_by:
