@@ -242,7 +242,10 @@ DAMAGE: list[tuple[dict[str, Any], str]] = [
     ({"view": {}}, "does not say how to crop"),
     ({"view": {"short_side": 10**9, "crop": [64, 64]}}, "view.short_side"),
     ({"short_sides": "all"}, "short_sides"),
-    ({"task": "detection"}, "anchors"),
+    (
+        {"task": "detection"},
+        "or not of `crossformer export`: what it says of itself cannot be used (detection.nms_iou",
+    ),
     ({"task": "segmentation", "colors": [[0, 0, 0]]}, "1 colours for 3 classes"),
 ]
 
