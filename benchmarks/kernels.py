@@ -48,7 +48,7 @@ def _rows() -> Iterator[Row]:
             qkv = torch.randn(groups, tokens, 96 * heads, dtype=dtype)
             table = torch.randn(heads, 2 * sides[0] - 1, 2 * sides[1] - 1, dtype=dtype)
             plain = partial(_fused_attention, qkv, kernels.spread(table, sides, dtype))
-            taken = partial(kernels.attention, qkv, table, heads, sides)
+            taken = torch.inference_mode()(partial(kernels.attention, qkv, table, heads, sides))
             yield f"{name} attention, {groups} groups of {tokens}, {heads} heads", plain, taken
 
 
