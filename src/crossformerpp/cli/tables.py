@@ -44,9 +44,7 @@ def tables(
     from crossformerpp.tasks.tables import kept_rows
 
     chosen = [number.upper() for number in numbers or TABLES]
-    if unknown := [number for number in chosen if number not in TABLES]:
-        raise ValueError(f"no table {unknown[0]!r}: choose among {', '.join(TABLES)}")
-    sources = {number: kept_rows(number) for number in chosen}
+    sources = {number: kept_rows(number) for number in chosen}  # fails at once if there is no such table
     if out is not None:
         claim_folder(out, overwrite)
     found = {number: list(rows) for number, rows in track(sources.items(), len(sources), "counting")}

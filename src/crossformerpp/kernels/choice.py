@@ -27,6 +27,7 @@ _MARGIN = 1.03  # the default is left only for what is faster by more than noise
 _ROUNDS = 5
 
 Shapes = tuple[object, ...]
+Candidates = Callable[[], Mapping[str, Callable[[], Any]]]
 
 _lock = threading.RLock()  # a candidate may be made of others that are chosen
 _known: dict[tuple[int, Shapes], str] = {}  # (threads, class) -> choice
@@ -45,26 +46,21 @@ def mode() -> str:
     return value
 
 
-def choose(
-    shapes: Shapes,
-    fixed: str,
-    candidates: Callable[[], Mapping[str, Callable[[], Any]]],
-    default: str = "default",
-) -> str:
+def choose(shapes: Shapes, fixed: str, candidates: Candidates) -> str:
     """The name of the candidate to take for a class of shapes.
 
     Args:
         shapes: What the choice depends on: operation, sizes, precision, training or not.
         fixed: The candidate that is taken without measuring.
-        candidates: Gives calls on samples of the class, by name; `default` among them.
+        candidates: Gives calls on samples of the class, by name; "default", PyTorch's own, among them.
     """
     if mode() != "measured":
-        return fixed if mode() == "fixed" else default
+        return fixed if mode() == "fixed" else "default"
     key = torch.get_num_threads(), shapes
     if key not in _known:
         with _lock:
             if key not in _known:
-                _known[key] = _look_up(key, fixed, candidates, default)
+                _known[key] = _look_up(key, fixed, candidates)
     return _known[key]
 
 
@@ -84,25 +80,20 @@ def choices_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossformerpp" / "kernels.json"
 
 
-def _look_up(
-    key: tuple[int, Shapes],
-    fixed: str,
-    candidates: Callable[[], Mapping[str, Callable[[], Any]]],
-    default: str,
-) -> str:
+def _look_up(key: tuple[int, Shapes], fixed: str, candidates: Candidates) -> str:
     machine, name = f"{_machine()}, {key[0]} threads", " ".join(map(str, key[1]))
     calls = candidates()
     kept = _read().get(machine, {})
     if kept.get(name) in calls:
         return str(kept[name])
-    choice = _fastest(calls, default)
+    choice = _fastest(calls)
     try:
         return _keep(machine, name, choice, set(calls))
     except OSError:
         return fixed
 
 
-def _fastest(calls: Mapping[str, Callable[[], Any]], default: str) -> str:
+def _fastest(calls: Mapping[str, Callable[[], Any]]) -> str:
     """The quickest by the best of some rounds in turn; the default where others gain next to nothing."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(_ROUNDS + 1):  # the first warms up, and counts only if nothing is quicker
@@ -111,7 +102,7 @@ def _fastest(calls: Mapping[str, Callable[[], Any]], default: str) -> str:
             call()
             best[name] = min(best[name], time.perf_counter() - start)
     quickest = min(best, key=best.__getitem__)
-    return quickest if best[quickest] * _MARGIN < best[default] else default
+    return quickest if best[quickest] * _MARGIN < best["default"] else "default"
 
 
 @cache

@@ -26,8 +26,8 @@ _PER_LEVEL = 1000  # candidates
 _MAX_LOG_SCALE = math.log(1000 / 16)  # of a box to its anchor
 
 
-class OnnxDetector(Predictor[ObjectPrediction]):
-    """Objects of an image of any size."""
+class OnnxObjects(Predictor[ObjectPrediction]):
+    """What exported detectors have in common; each says how it judges one image."""
 
     columns: Sequence[str] = ObjectPrediction.columns
     workers = "threads"
@@ -43,6 +43,13 @@ class OnnxDetector(Predictor[ObjectPrediction]):
 
     def predict(self, prepared: Sequence[Image.Image]) -> list[ObjectPrediction]:
         return [self._predict_one(image) for image in prepared]
+
+    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
+        raise NotImplementedError
+
+
+class OnnxDetector(OnnxObjects):
+    """Objects of an image of any size."""
 
     def _predict_one(self, image: Image.Image) -> ObjectPrediction:
         pixels, (height, width) = seen_by(self.network, image)

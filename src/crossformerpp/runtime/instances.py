@@ -5,35 +5,18 @@ here is the image's way in, and the masks' way back to the image's own resolutio
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
+from crossformerpp.analysis.predictions import ObjectPrediction
 from crossformerpp.data.masks import encode_mask
-from crossformerpp.runtime.detector import seen_by
-from crossformerpp.runtime.files import ExportedNetwork
+from crossformerpp.runtime.detector import OnnxObjects, seen_by
 from crossformerpp.runtime.resizing import interpolate
 
 
-class OnnxInstances(Predictor[ObjectPrediction]):
+class OnnxInstances(OnnxObjects):
     """Objects with masks, of an image of any size."""
-
-    columns: Sequence[str] = ObjectPrediction.columns
-    workers = "threads"
-
-    def __init__(self, network: ExportedNetwork, min_score: float = 0.5, **_: Any) -> None:
-        self.network = network
-        self.class_names: list[str] = network.about["class_names"]
-        self.min_score = min_score
-        self.is_exact = network.about["rules"] == "mmdetection"
-
-    def prepare(self, image: Image.Image) -> Image.Image:
-        return image
-
-    def predict(self, prepared: Sequence[Image.Image]) -> list[ObjectPrediction]:
-        return [self._predict_one(image) for image in prepared]
 
     def _predict_one(self, image: Image.Image) -> ObjectPrediction:
         pixels, (height, width) = seen_by(self.network, image)

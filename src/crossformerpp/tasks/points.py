@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -49,10 +49,18 @@ class FrontPoint(Section):
     high: float | None
 
 
-class Front(Section):
-    """front.json: points from cheap to costly, of the checkpoint after `step` steps, timed on `device`."""
+class Measured(Section):
+    """What `analyze` measured of the checkpoint after `step` steps, as a file in the run."""
 
     step: int
+
+
+_Page = TypeVar("_Page", bound=Measured)
+
+
+class Front(Measured):
+    """front.json: points from cheap to costly, timed on `device`."""
+
     metric: str
     device: str
     points: list[FrontPoint] = Field(min_length=1)
@@ -179,17 +187,30 @@ def read_front(path: Path, saved: SavedRun) -> Front:
     file = front_file(path)
     if not file.is_file():
         raise ValueError(f"{path}: no front measured yet; `crossformer analyze budget {path}` makes {file}")
+    command = "`crossformer analyze budget`"
+    return read_measured(file, Front, saved, command, f"{command} again, with --overwrite")
+
+
+def read_measured(file: Path, kind: type[_Page], saved: SavedRun, command: str, again: str) -> _Page:
+    """A file of `analyze`.
+
+    Args:
+        command: What makes it.
+        again: What to run where the checkpoint is another one by now.
+
+    Raises:
+        ValueError: It is damaged, or of another checkpoint.
+    """
     try:
-        front = Front.model_validate(read_json(file))
+        page = kind.model_validate(read_json(file))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise ValueError(f"{file}: damaged ({problems}); run `crossformer analyze budget` again") from None
-    if front.step != saved.step:
+        raise ValueError(f"{file}: damaged ({problems}); run {command} again") from None
+    if page.step != saved.step:
         raise ValueError(
-            f"{file} was measured after {front.step} steps and {saved.path} has {saved.step}: run "
-            "`crossformer analyze budget` again, with --overwrite"
+            f"{file} was measured after {page.step} steps and {saved.path} has {saved.step}: run {again}"
         )
-    return front
+    return page
 
 
 def _resize(values: dict[str, Any], size: int) -> None:

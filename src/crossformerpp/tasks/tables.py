@@ -52,7 +52,10 @@ def kept_rows(table: str) -> Iterator[TableRow]:
     Raises:
         ValueError: As `table_rows`.
     """
-    counted = table_rows(table)
+    return _kept_or_counted(table, table_rows(table))  # fails at once if there is no such table
+
+
+def _kept_or_counted(table: str, counted: Iterator[TableRow]) -> Iterator[TableRow]:
     file, made_by = cache_folder() / "counts.json", _fingerprint()
     kept = _kept_counts(file, made_by)
     rows = paper_rows(table)

@@ -8,23 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from crossformerpp.analysis.predictions import ClassPrediction, Predictor
-from crossformerpp.data.names import read_json
-from crossformerpp.recipes.schema import Section
 from crossformerpp.tasks.classification.predictor import ClassificationPredictor
 from crossformerpp.tasks.elastic import find_backbone
-from crossformerpp.tasks.points import SettingSection, at_setting, budget_folder
+from crossformerpp.tasks.points import Measured, SettingSection, at_setting, budget_folder, read_measured
 from crossformerpp.tasks.saved import SavedRun
 
 
-class CascadeSection(Section):
-    """cascade.json: two settings of the checkpoint after `step` steps, and what `analyze cascade` measured of them in
-    the held-out images: `share` of them goes on to the large setting, `macs` are an image's in the mean.
-    """
+class CascadeSection(Measured):
+    """cascade.json: two settings of the checkpoint, and what `analyze cascade` measured of them in the held-out images:
+    `share` of them goes on to the large setting, `macs` are an image's in the mean."""
 
-    step: int
     small: SettingSection
     large: SettingSection
     threshold: float = Field(ge=0)
@@ -48,17 +44,10 @@ def read_cascade(path: Path, saved: SavedRun) -> CascadeSection:
     file = budget_folder(path) / "cascade.json"
     if not file.is_file():
         raise ValueError(f"--cascade: {path} has none yet; `crossformer analyze cascade {path}` makes {file}")
-    try:
-        cascade = CascadeSection.model_validate(read_json(file))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise ValueError(f"{file}: damaged ({problems}); run `crossformer analyze cascade` again") from None
-    if cascade.step != saved.step:
-        raise ValueError(
-            f"{file} was measured after {cascade.step} steps and {saved.path} has {saved.step}: run "
-            "`crossformer analyze budget` and `analyze cascade` again"
-        )
-    return cascade
+    command = "`crossformer analyze cascade`"
+    return read_measured(
+        file, CascadeSection, saved, command, "`crossformer analyze budget` and `analyze cascade` again"
+    )
 
 
 def open_cascade(path: Path, saved: SavedRun, **options: Any) -> CascadePredictor:
