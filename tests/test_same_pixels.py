@@ -84,6 +84,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads_as_in_training() -> Iterator[None]:
+    """Answers are compared to the last bit, and rounding differs with the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(COMMON["trainer"]["threads"])
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def seen() -> Iterator[list[Tensor]]:
     """What every backbone gets while it does not learn."""
