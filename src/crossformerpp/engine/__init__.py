@@ -32,43 +32,33 @@ and the batches in an epoch. Both iteration-based and epoch-based recipes are th
 starting it at another number.
 """
 
-import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json
 from crossformerpp.engine import processes
-from crossformerpp.engine.callbacks import (
-    Log,
-    LossGuard,
-    LossNotFiniteError,
-    Saver,
-    SeedEachBatch,
-    StopOnSignal,
-    TrainingInterruptedError,
-)
+from crossformerpp.engine.callbacks import LossNotFiniteError, TrainingInterruptedError
 from crossformerpp.engine.changes import changes, data_change, data_mark
 from crossformerpp.engine.errors import said_plainly
-from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
-from crossformerpp.engine.inside import LogInside
+from crossformerpp.engine.files import RunFolder, surroundings
+from crossformerpp.engine.fitting import build_trainer, fit, quiet, threads
 from crossformerpp.engine.loaders import RunData, first_batch
+from crossformerpp.engine.memory import note_accumulation
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
-from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
@@ -109,7 +99,7 @@ def train(
             write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
-        _fit(module, data, run)
+        fit(module, data, run)
         return evaluate(out, out=out)
 
 
@@ -164,7 +154,9 @@ def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
         resumed = resumed if isinstance(resumed, list) else []
         entry = {"step": data.start_step, "changed": changed}
         write_json(run.about, about | {"resumed": [*resumed, entry]})
-    _fit(module, data, run, checkpoint=run.last)
+        if any(text.startswith("trainer.accumulate:") for text in changed):
+            note_accumulation(run, data.start_step, recipe.trainer.accumulate)
+    fit(module, data, run, checkpoint=run.last)
     return evaluate(out, out=out)
 
 
@@ -204,7 +196,7 @@ def evaluate(
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
         warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
-    trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
+    trainer = build_trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
     seconds = time.perf_counter() - started
@@ -255,8 +247,8 @@ def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer
     """
     module = find_task(recipe.task).module(recipe, saved.class_names)
     load_weights(module.model, saved.weights, saved.path)
-    trainer = trainer or _trainer(recipe, [], logger=False)
-    with _quiet(), threads(recipe.trainer), said_plainly(recipe):
+    trainer = trainer or build_trainer(recipe, [], logger=False)
+    with quiet(), threads(recipe.trainer), said_plainly(recipe):
         trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
     return module
 
@@ -295,93 +287,6 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     return module, data
 
 
-def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | None = None) -> None:
-    section, plan = module.recipe.trainer, module.plan
-    assert plan is not None
-    epoch = plan.steps_per_epoch
-    eval_every = plan.in_steps(section, section.eval_every) if section.eval_every else epoch
-    save_every = section.checkpoint_every or (epoch if section.epochs else eval_every)
-    guard = LossGuard(run)
-    saver = Saver(run, save_every, eval_every, plan.steps, guard)
-    # each relies on those before it: a save wants sound weights and a written log, a stop wants a save
-    callbacks = [
-        SeedEachBatch(section.seed),
-        guard,
-        Log(run, plan, section.log_every),
-        *([LogInside(run, section.inside_every)] if section.inside_every else []),
-        ProgressBar(plan),
-        saver,
-        StopOnSignal(saver),
-    ]
-    logger = TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=data.start_step or None)
-    trainer = _trainer(
-        module.recipe,
-        callbacks,
-        logger=logger,
-        max_steps=plan.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=section.accumulate,
-        gradient_clip_val=module.recipe.optim.clip_norm,
-        val_check_interval=eval_every * section.accumulate,
-        check_val_every_n_epoch=None,
-    )
-    with _quiet(), threads(section), said_plainly(module.recipe, run):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if saver.is_pending(trainer.global_step):
-            trainer.validate(module, datamodule=data, verbose=False)
-    if saver.saved_step < trainer.global_step and trainer.global_step > data.start_step:
-        saver.save(trainer)
-
-
-def _trainer(recipe: BaseRecipe, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
-    section = recipe.trainer
-    precision = section.precision
-    if precision == "auto":
-        has_gpu = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        precision = "bf16-mixed" if has_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    with _quiet():
-        return pl.Trainer(
-            accelerator=section.accelerator,
-            precision=precision,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            use_distributed_sampler=False,  # ours know the processes
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **processes.settings(recipe),
-            **settings,
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's hints about settings that the recipe decides, and its warning that a loader cannot
-    resume in mid-epoch: ours starts at the right batch by itself.
-    """
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\b")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def threads(section: TrainerSection) -> Iterator[None]:
-    """With as many threads of the CPU as the recipe says."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(section.threads or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
     assert data.train is not None
     return {
@@ -391,4 +296,5 @@ def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
         "train_samples": num_samples(data.train),
         "val_samples": num_samples(data.val),
         "started_from": module.started_from and module.started_from.to_json(),
+        "processes": processes.world(module.recipe.trainer),
     }

@@ -211,6 +211,10 @@ class Log(Callback):
         self.run, self.plan, self.every = run, plan, every
         self.table = MetricsTable(run.metrics_csv)
         self._sums: dict[str, Tensor] = {}
+        self._steps: tuple[int, dict[str, Tensor]] = (
+            0,
+            {},
+        )  # batches and sums without a step that is not done
         self._batches = 0  # in the sums,
         self._timed = 0  # and of these since `_since`, in this process
         self._since = time.perf_counter()
@@ -219,11 +223,16 @@ class Log(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The sums of the row that is not yet written: it shall not begin with the resumption."""
+        batches, totals = self._steps
         sums = {
             name: trainer.strategy.reduce(total.clone(), reduce_op="mean").cpu()
-            for name, total in self._sums.items()
+            for name, total in totals.items()
         }
-        checkpoint[_SUMS] = {"batches": self._batches, "sums": sums}
+        checkpoint[_SUMS] = {
+            "batches": batches,
+            "sums": sums,
+            "accumulate": trainer.accumulate_grad_batches,
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -232,10 +241,15 @@ class Log(Callback):
             self.table.load(until_step=checkpoint["global_step"])
         begun = checkpoint.get(_SUMS, {"batches": 0, "sums": {}})
         self._batches, self._sums = begun["batches"], dict(begun["sums"])
+        if (before := begun.get("accumulate", 1)) != (now := trainer.accumulate_grad_batches) and before:
+            self._batches = self._batches * now // before  # as many steps
+            self._sums = {name: total * (now / before) for name, total in self._sums.items()}
+        self._steps = self._batches, dict(self._sums)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
         self._sums = {name: total.to(pl_module.device) for name, total in self._sums.items()}
+        self._steps = self._batches, dict(self._sums)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
@@ -245,8 +259,11 @@ class Log(Callback):
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._batches += 1
         self._timed += 1
-        if at_step_end(trainer) and trainer.global_step % self.every == 0:
+        if not at_step_end(trainer):
+            return
+        if trainer.global_step % self.every == 0:
             self._write(trainer, self._train_row(trainer, pl_module))
+        self._steps = self._batches, dict(self._sums)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._paused = time.perf_counter()

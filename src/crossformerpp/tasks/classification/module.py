@@ -1,6 +1,6 @@
 """Loss and exact metrics of image classification (paper Sec. 5.1)."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -39,6 +39,7 @@ class ClassificationModule(TaskModule):
                 num_classes=len(class_names),
             )
             self.criterion = SoftTargetCrossEntropy()
+            self.batch_multiple = 2
         elif recipe.label_smoothing:
             self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
         self.teacher = open_teacher(recipe, len(class_names))
@@ -103,6 +104,9 @@ class ClassificationModule(TaskModule):
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, labels, numbers = batch
         self.seen.update(numbers, labels, F.softmax(model(images).float(), dim=1))
+
+    def halves(self, batch: Batch) -> list[Any]:
+        return list(zip(*(part.chunk(2) for part in batch), strict=True)) if len(batch[0]) > 1 else []
 
     def evaluation(self) -> ClassificationEvaluation:
         numbers, labels, probabilities = self.seen.compute()
