@@ -54,6 +54,7 @@ from crossformerpp.engine.errors import said_plainly
 from crossformerpp.engine.files import RunFolder, surroundings
 from crossformerpp.engine.fitting import build_trainer, fit, quiet, threads
 from crossformerpp.engine.loaders import RunData, first_batch
+from crossformerpp.engine.loggers import check_loggers
 from crossformerpp.engine.memory import note_accumulation
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
@@ -278,7 +279,8 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
     data = RunData(recipe.trainer, val_split, train_split, plan)
     data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
-    processes.settings(recipe)  # for its errors
+    processes.settings(recipe)  # for its errors,
+    check_loggers(recipe.trainer)  # and for theirs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         module = task.module(recipe, train_split.class_names)

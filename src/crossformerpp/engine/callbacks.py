@@ -6,12 +6,10 @@ import time
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from crossformerpp.analysis.pictures import draw_learning_curve
@@ -19,6 +17,7 @@ from crossformerpp.data.names import safe_name
 from crossformerpp.data.sampling import seed_generators
 from crossformerpp.data.writing import replacing, write_picture
 from crossformerpp.engine.files import MetricsTable, RunFolder
+from crossformerpp.engine.loggers import log_picture
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
 
@@ -205,7 +204,7 @@ class StopOnSignal(Callback):
 
 
 class Log(Callback):
-    """metrics.csv, TensorBoard and the learning curve."""
+    """metrics.csv, the loggers and the learning curve."""
 
     def __init__(self, run: RunFolder, plan: Plan, every: int) -> None:
         self.run, self.plan, self.every = run, plan, every
@@ -284,9 +283,7 @@ class Log(Callback):
         for name, picture in pictures.items():
             write_picture(self.run.path / f"{safe_name(name)}.png", picture)
             for logger in trainer.loggers:
-                assert isinstance(logger, TensorBoardLogger)
-                pixels = np.asarray(picture)
-                logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+                log_picture(logger, name, picture, trainer.global_step)
 
     def _row(self, trainer: pl.Trainer) -> dict[str, float]:
         step = trainer.global_step
@@ -309,5 +306,4 @@ class Log(Callback):
             return
         self.table.append(row)
         for logger in trainer.loggers:
-            assert isinstance(logger, TensorBoardLogger)
             logger.log_metrics(row, int(row["step"]))

@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from crossformerpp.engine import processes
 from crossformerpp.engine.callbacks import Log, LossGuard, Saver, SeedEachBatch, StopOnSignal
@@ -20,6 +19,7 @@ from crossformerpp.engine.errors import said_plainly
 from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder
 from crossformerpp.engine.inside import LogInside
 from crossformerpp.engine.loaders import RunData
+from crossformerpp.engine.loggers import open_loggers
 from crossformerpp.engine.memory import MemoryWatch
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
@@ -75,22 +75,22 @@ def _fit(
         saver,
         StopOnSignal(saver),
     ]
-    logger = TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=data.start_step or None)
-    trainer = build_trainer(
-        module.recipe,
-        callbacks,
-        logger=logger,
-        max_steps=plan.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=section.accumulate,
-        gradient_clip_val=module.recipe.optim.clip_norm,
-        val_check_interval=eval_every * section.accumulate,
-        check_val_every_n_epoch=None,
-    )
-    with quiet(), threads(section), said_plainly(module.recipe, run):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if saver.is_pending(trainer.global_step):
-            trainer.validate(module, datamodule=data, verbose=False)
+    with quiet(), threads(section), open_loggers(section, run, data.start_step) as loggers:
+        trainer = build_trainer(
+            module.recipe,
+            callbacks,
+            logger=loggers,
+            max_steps=plan.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=section.accumulate,
+            gradient_clip_val=module.recipe.optim.clip_norm,
+            val_check_interval=eval_every * section.accumulate,
+            check_val_every_n_epoch=None,
+        )
+        with said_plainly(module.recipe, run):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if saver.is_pending(trainer.global_step):
+                trainer.validate(module, datamodule=data, verbose=False)
     if saver.saved_step < trainer.global_step and trainer.global_step > data.start_step:
         saver.save(trainer)
 
