@@ -47,7 +47,7 @@ from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json
-from crossformerpp.engine import processes
+from crossformerpp.engine import planning, processes
 from crossformerpp.engine.callbacks import LossNotFiniteError, TrainingInterruptedError
 from crossformerpp.engine.changes import changes, data_change, data_mark
 from crossformerpp.engine.errors import said_plainly
@@ -55,9 +55,10 @@ from crossformerpp.engine.files import RunFolder, surroundings
 from crossformerpp.engine.fitting import build_trainer, fit, quiet, threads
 from crossformerpp.engine.loaders import RunData, first_batch
 from crossformerpp.engine.loggers import check_loggers
-from crossformerpp.engine.memory import note_accumulation
+from crossformerpp.engine.memory import NOTES, note_accumulation, with_accumulation
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
+from crossformerpp.engine.sizing import choose_batches
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks import find_task
@@ -72,7 +73,13 @@ __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_fir
 
 
 def train(
-    recipe: BaseRecipe, out: Path, *, overwrite: bool = False, command: str | None = None
+    recipe: BaseRecipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    command: str | None = None,
+    minutes: float | None = None,
+    began: float | None = None,
 ) -> dict[str, float]:
     """Train from a recipe into a new run directory, and evaluate the result.
 
@@ -80,6 +87,8 @@ def train(
         out: The run directory.
         overwrite: Replace an older run there.
         command: What to note as the command that began the run.
+        minutes: Plan the length of the run for this time, from a trial.
+        began: When the time began, by the monotonic clock; default: now.
 
     Returns:
         The metrics of the final evaluation, which are also in `out/metrics.json`.
@@ -93,15 +102,40 @@ def train(
     run = RunFolder(out)
     if is_first():
         run.check(overwrite)
+    began = time.monotonic() if began is None else began
+    recipe = choose_batches(recipe)
+    plan: dict[str, Any] = {}
+    if minutes is not None:
+        recipe, plan = _planned(recipe, minutes, began)
     module, data = _prepare(recipe)
     with _locked(run):
         if is_first():
             run.create(dump_recipe(recipe), overwrite)
-            write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
+            about = surroundings(command or " ".join(sys.argv)) | _sizes(module, data)
+            write_json(run.about, about | plan | {NOTES: [[0, recipe.trainer.accumulate]]})
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
-        fit(module, data, run)
-        return evaluate(out, out=out)
+        fit(module, data, run, began=began)
+        metrics = evaluate(out, out=out)
+    if minutes is not None and is_first():
+        print(f"took {(time.monotonic() - began) / 60:.3g} of {minutes:g} minutes", file=sys.stderr)
+    return metrics
+
+
+def _planned(recipe: BaseRecipe, minutes: float, began: float) -> tuple[BaseRecipe, dict[str, Any]]:
+    """The recipe for the time, and what run.json notes of the plan."""
+    opened = time.monotonic()
+    module, data = _prepare(planning.trial_of(recipe))
+    opening = time.monotonic() - opened
+    assert data.train is not None
+    whole = Plan.of(recipe.trainer, num_samples(data.train))
+    seconds = min(planning.TRIAL_SECONDS, planning.TRIAL_SHARE * 60 * minutes)
+    times = planning.measure(module, data, seconds, opening)
+    recipe = with_accumulation(
+        recipe, module.recipe.trainer.accumulate
+    )  # memory may have run out in the trial
+    planned = planning.plan_for(recipe, whole, minutes, times, time.monotonic() - began)
+    return planned, {"plan": planning.noted(minutes, planned, times)}
 
 
 def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
@@ -129,7 +163,7 @@ def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
 def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
     out = run.path
     saved = open_saved(run.last)
-    recipe = load_recipe(str(run.recipe), overrides)
+    recipe = choose_batches(load_recipe(str(run.recipe), overrides))
     changed = changes(saved.recipe, recipe)
     module, data = _prepare(recipe, saved.class_names)
     about = read_json(run.about) if run.about.is_file() else {}

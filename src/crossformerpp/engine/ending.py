@@ -21,7 +21,7 @@ class EarlyEnd(Callback):
     checkpoint rather than from the recipe.
     """
 
-    def __init__(self, section: TrainerSection, saver: Saver) -> None:
+    def __init__(self, section: TrainerSection, saver: Saver, began: float) -> None:
         self.patience = section.patience
         self.seconds = None if section.minutes is None else 60 * section.minutes
         self.saver = saver
@@ -29,7 +29,7 @@ class EarlyEnd(Callback):
         self.waited = 0  # evaluations since the best one
         self.ended_at: int | None = None  # step at which the time was over
         self._before = 0.0  # seconds, of the run's earlier sittings
-        self._began = time.monotonic()
+        self._began = began
         self._evaluating = 0.0  # seconds, of the longest evaluation
         self._evaluation_began = 0.0
 

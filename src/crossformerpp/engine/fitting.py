@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +28,29 @@ from crossformerpp.tasks.memory import is_out_of_memory
 from crossformerpp.tasks.module import TaskModule
 
 
-def fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | None = None) -> None:
+def fit(
+    module: TaskModule,
+    data: RunData,
+    run: RunFolder,
+    checkpoint: Path | None = None,
+    *,
+    began: float | None = None,
+    trial: Callback | None = None,
+) -> None:
     """Train until the end of the run. Where memory runs out, its steps are taken from there on in more batches.
+
+    Args:
+        began: When the time of `trainer.minutes` began, by the monotonic clock; None: now.
+        trial: Ends what is only tried and shows no progress.
 
     Raises:
         ValueError: Memory runs out, and more batches would not help or would train another network.
     """
     watch = MemoryWatch(run)
+    began = time.monotonic() if began is None else began
     while True:
         try:
-            _fit(module, data, run, checkpoint, watch)
+            _fit(module, data, run, checkpoint, watch, began, trial)
             return
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -53,7 +67,13 @@ def fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | No
 
 
 def _fit(
-    module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | None, watch: MemoryWatch
+    module: TaskModule,
+    data: RunData,
+    run: RunFolder,
+    checkpoint: Path | None,
+    watch: MemoryWatch,
+    began: float,
+    trial: Callback | None,
 ) -> None:
     section, plan = module.recipe.trainer, module.plan
     assert plan is not None
@@ -70,9 +90,9 @@ def _fit(
         guard,
         Log(run, plan, section.log_every),
         *([LogInside(run, section.inside_every)] if section.inside_every else []),
-        ProgressBar(plan),
-        EarlyEnd(section, saver),
+        *([ProgressBar(plan), EarlyEnd(section, saver, began)] if trial is None else []),
         saver,
+        *([] if trial is None else [trial]),
         StopOnSignal(saver),
     ]
     with quiet(), threads(section), open_loggers(section, run, data.start_step) as loggers:
@@ -100,7 +120,7 @@ def build_trainer(recipe: BaseRecipe, callbacks: list[Callback], **settings: Any
     with quiet():
         return pl.Trainer(
             accelerator=recipe.trainer.accelerator,
-            precision=precision(recipe.trainer),
+            precision=processes.precision(recipe.trainer),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,  # ours know the processes
@@ -111,14 +131,6 @@ def build_trainer(recipe: BaseRecipe, callbacks: list[Callback], **settings: Any
             **processes.settings(recipe),
             **settings,
         )
-
-
-def precision(section: TrainerSection) -> Any:
-    """The precision that a recipe means."""
-    if section.precision != "auto":
-        return section.precision
-    is_bf16 = processes.on_gpu(section) and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if is_bf16 else "32-true"
 
 
 @contextmanager

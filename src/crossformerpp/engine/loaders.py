@@ -55,7 +55,7 @@ class RunData(pl.LightningDataModule):
         world = self.trainer.world_size
         batch = self.section.eval_batch_size
         if batch is None:
-            batch = max(1, self.section.batch_size // (world * self.section.accumulate))
+            batch = max(1, self.section.batch_size // (world * max(1, self.section.accumulate)))
         order = EvalOrder(range(num_samples(self.val)), self.trainer.global_rank, world)
         return DataLoader(
             self.val.dataset,

@@ -51,6 +51,14 @@ def on_gpu(section: TrainerSection) -> bool:
     return section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
 
 
+def precision(section: TrainerSection) -> Any:
+    """The precision that a recipe means."""
+    if section.precision != "auto":
+        return section.precision
+    is_bf16 = on_gpu(section) and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if is_bf16 else "32-true"
+
+
 def settings(recipe: BaseRecipe) -> dict[str, Any]:
     """The Trainer's arguments for these processes.
 
