@@ -107,7 +107,7 @@ def train(
     plan: dict[str, Any] = {}
     if minutes is not None:
         recipe, plan = _planned(recipe, minutes, began)
-    module, data = _prepare(recipe)
+    module, data = prepare(recipe)
     with _locked(run):
         if is_first():
             run.create(dump_recipe(recipe), overwrite)
@@ -125,7 +125,7 @@ def train(
 def _planned(recipe: BaseRecipe, minutes: float, began: float) -> tuple[BaseRecipe, dict[str, Any]]:
     """The recipe for the time, and what run.json notes of the plan."""
     opened = time.monotonic()
-    module, data = _prepare(planning.trial_of(recipe))
+    module, data = prepare(planning.trial_of(recipe))
     opening = time.monotonic() - opened
     assert data.train is not None
     whole = Plan.of(recipe.trainer, num_samples(data.train))
@@ -165,7 +165,7 @@ def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
     saved = open_saved(run.last)
     recipe = choose_batches(load_recipe(str(run.recipe), overrides))
     changed = changes(saved.recipe, recipe)
-    module, data = _prepare(recipe, saved.class_names)
+    module, data = prepare(recipe, saved.class_names)
     about = read_json(run.about) if run.about.is_file() else {}
     about = about if isinstance(about, dict) else {}  # an editor spoilt it; the run does not need it
     noted = saved.data.get("train", {"samples": about["train_samples"]} if "train_samples" in about else None)
@@ -302,7 +302,7 @@ def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str)
     warnings.warn(f"{printable(root)}: changed since training: {text}{drawn}", stacklevel=2)
 
 
-def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[TaskModule, RunData]:
+def prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[TaskModule, RunData]:
     """Open the data and build the model: what is wrong with them is known before anything is written."""
     task = find_task(recipe.task)
     train_split = task.split(recipe, "train", class_names)

@@ -20,6 +20,7 @@ from crossformerpp.tasks.memory import is_out_of_memory
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from crossformerpp.tasks.plug import Evaluation
 from crossformerpp.tasks.saved import KEY, pack
+from crossformerpp.tasks.watched import WatchedBatch
 
 
 class TaskModule(pl.LightningModule):
@@ -35,6 +36,7 @@ class TaskModule(pl.LightningModule):
         data_marks: What the checkpoint notes of the data, by split; set by the engine.
         started_from: The load report of `recipe.model.checkpoint`, if it names one; set by the task.
         batch_multiple: A training batch must have a multiple of so many samples.
+        watch: Is shown each training batch with its losses; None: nobody looks.
         around_gradients: What the engine does around the computation of a step's gradients.
     """
 
@@ -60,6 +62,7 @@ class TaskModule(pl.LightningModule):
         self.started_from: LoadReport | None = None
         self.batch_multiple = 1
         self.around_gradients: Callable[[Callable[[], Any]], Any] = lambda closure: closure()
+        self.watch: Callable[[WatchedBatch], None] | None = None
         self._halvings = 0  # of evaluated batches, for want of memory
 
     @abstractmethod

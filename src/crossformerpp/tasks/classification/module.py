@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, Self
 
+import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -15,6 +16,7 @@ from crossformerpp.tasks.classification.distillation import distillation_loss, o
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.elastic import Elastic
 from crossformerpp.tasks.module import TaskModule, mean_losses
+from crossformerpp.tasks.watched import WatchedBatch, pictured
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B, sample numbers B
 
@@ -27,10 +29,10 @@ class ClassificationModule(TaskModule):
     def __init__(self, model: nn.Module, recipe: ClassificationRecipe, class_names: list[str]) -> None:
         super().__init__(model, recipe, class_names)
         augment = recipe.augment
-        self.mix: Mixup | None = None
+        self.mix: _Mixup | None = None
         self.criterion: nn.Module = nn.CrossEntropyLoss()
         if augment.mixup or augment.cutmix:
-            self.mix = Mixup(
+            self.mix = _Mixup(
                 mixup_alpha=augment.mixup,
                 cutmix_alpha=augment.cutmix,
                 prob=augment.mix_probability,
@@ -60,7 +62,10 @@ class ClassificationModule(TaskModule):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         images, labels = self._mixed(batch)
-        return self._losses(images, labels, self.model(images))
+        logits = self.model(images)
+        losses = self._losses(images, labels, logits)
+        self._show(batch, images, labels, logits)
+        return losses
 
     def elastic_loss(self, elastic: Elastic, batch: Batch) -> dict[str, Tensor]:
         """The mean over the groupings of this step, all of them on the same mixed images; with `distill` the first,
@@ -71,6 +76,8 @@ class ClassificationModule(TaskModule):
         for drawn in elastic.each(self.global_step):
             logits = self.model(drawn.view(images))
             losses = self._losses(images, labels, logits)
+            if largest is None:
+                self._show(batch, images, labels, logits)
             if largest is not None and weight:
                 taught = distillation_loss(logits, largest, temperature=1.0)
                 losses["loss"] = (1 - weight) * losses["loss"] + weight * taught
@@ -100,6 +107,26 @@ class ClassificationModule(TaskModule):
         taught = distillation_loss(logits, self.teacher(images), section.temperature)
         total = (1 - section.weight) * loss + section.weight * taught
         return {"loss": total, "loss_labels": loss, "loss_teacher": taught}
+
+    def _show(self, batch: Batch, images: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Show a batch to whoever watches."""
+        if self.watch is None:
+            return
+        assert isinstance(self.recipe, ClassificationRecipe)
+        data, count = self.recipe.data, len(images)
+        with torch.no_grad():
+            ones = [slice(number, number + 1) for number in range(count)]
+            losses = [float(self._losses(images[one], labels[one], logits[one])["loss"]) for one in ones]
+        is_mixed = self.mix is not None and self.mix.share < 1
+        partners = [count - 1 - number if is_mixed else None for number in range(count)]
+        names = [self.class_names[label] for label in batch[1].tolist()]
+        if is_mixed:
+            assert self.mix is not None
+            share = self.mix.share
+            others = reversed(names)
+            names = [f"{own} {share:.0%}, {other}" for own, other in zip(names, others, strict=True)]
+        numbers = [int(number) for number in batch[2]]
+        self.watch(WatchedBatch(pictured(images, data.mean, data.std), names, losses, partners, numbers))
 
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, labels, numbers = batch
@@ -134,6 +161,16 @@ class ClassificationModule(TaskModule):
         loader = self.trainer.val_dataloaders
         assert loader is not None
         return loader.dataset.source.real_labels
+
+
+class _Mixup(Mixup):
+    """timm's, which remembers the share of the images themselves in the latest batch; the rest is their partners'."""
+
+    share = 1.0
+
+    def _mix_batch(self, x: Tensor) -> float:
+        self.share = float(super()._mix_batch(x))
+        return self.share
 
 
 class Predictions(Metric):
