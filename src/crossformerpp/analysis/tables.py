@@ -96,7 +96,7 @@ def paper_rows(table: str) -> list[TableRow]:
 
 
 def classification_rows(table: str) -> Iterator[TableRow]:
-    """The rows of a table of `CLASSIFICATION_TABLES`, counted by formula where the paper's layers are all there is, else
+    """The rows of a table of `CLASSIFICATION_TABLES`, counted by formula if they have the paper's layers alone, else
     on the meta device, which takes about half a second."""
     for row in paper_rows(table):
         if row.model is None:
