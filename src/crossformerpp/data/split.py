@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset, default_collate
 
+from crossformerpp.data.balance import Labels
 from crossformerpp.data.files import find_folders
 from crossformerpp.data.problems import Problems
 
@@ -32,6 +34,8 @@ class Split:
         collate: List of samples to a batch.
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
         names: What the samples are called, to tell whether the data changed.
+        labels: Of a classifier's samples, each its class or all its classes.
+        weights: How often each sample is drawn in training, relative to others.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
     """
 
@@ -40,6 +44,8 @@ class Split:
     collate: Callable[[list[Any]], Any] = default_collate
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
+    labels: Labels | None = None
+    weights: np.ndarray | None = None
     is_drawn: bool = False
 
 

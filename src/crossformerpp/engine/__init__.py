@@ -290,6 +290,7 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         module = task.module(recipe, train_split.class_names)
+    module.meet(train_split)
     module.plan, module.data_marks = plan, marks
     module.configure_optimizers()  # for its errors
     return module, data

@@ -10,6 +10,7 @@ from timm.data import create_transform
 from torchvision.transforms import Compose
 
 from crossformerpp.analysis.predictions import Predictor
+from crossformerpp.data.balance import sample_weights
 from crossformerpp.data.classification import (
     LabelledImages,
     TransformedImages,
@@ -53,7 +54,18 @@ class Classification:
             replace_unreadable=which == "train",
             max_unreadable=recipe.data.max_unreadable,
         )
-        return Split(dataset, source.class_names, names=source.names, is_drawn=source.is_drawn)
+        how = recipe.data.sampling
+        weights = None
+        if which == "train" and how != "plain":
+            weights = sample_weights(source.labels, len(source.class_names), how)
+        return Split(
+            dataset,
+            source.class_names,
+            names=source.names,
+            labels=source.labels,
+            weights=weights,
+            is_drawn=source.is_drawn,
+        )
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.classification.module import ClassificationModule

@@ -102,7 +102,7 @@ def _headline(run: _ClassifierRun, timed: Table) -> list[tuple[str, str]]:
     cost = count_complexity(run.predictor.model, (3, size, size))
     return [
         (f"{run.metrics['top1']:.2%}", "top-1 accuracy"),
-        (f"{run.metrics['mean_class_accuracy']:.2%}", "mean over classes"),
+        (f"{run.metrics['mean_class_accuracy']:.2%}", "mean over classes (balanced accuracy)"),
         (f"{cost.params / 1e6:.2f}M", "parameters"),
         (f"{cost.macs / 1e6:,.1f}M", f"multiply-accumulates at {size}×{size}"),
         (str(run.run.training_time), "h:min:s of training"),
@@ -175,12 +175,22 @@ def _worst_classes(run: _ClassifierRun) -> Table:
     ]
     rows.sort(key=lambda row: float(row["accuracy"]))
     return Table(
-        ("class", "samples", "accuracy", "mostly taken for"),
+        ("class", "samples", "accuracy", "precision", "F1", "mostly taken for"),
         [
-            (row["class"], row["samples"], f"{float(row['accuracy']):.1%}", row["most_often_taken_for"])
+            (
+                row["class"],
+                row["samples"],
+                *(_percent(row.get(key)) for key in ("accuracy", "precision", "f1")),
+                row["most_often_taken_for"],
+            )
             for row in rows[:NUM_CLASSES]
         ],
     )
+
+
+def _percent(share: str | None) -> str:
+    """Of a cell; older runs lack some."""
+    return f"{float(share):.1%}" if share else ""
 
 
 def _speed(run: _ClassifierRun, seconds: float) -> Table:
