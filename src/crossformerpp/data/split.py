@@ -15,7 +15,10 @@ from crossformerpp.data.problems import Problems
 Which = Literal["train", "val", "test"]
 
 
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+_FOLDERS: dict[Which, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+}
 _TEST_FOLDERS = ("test", "testing")  # of use for validation where there is nothing else
 
 
@@ -41,6 +44,13 @@ class Split:
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
     is_drawn: bool = False
+
+
+def split_named(name: str) -> Which | None:
+    """The split that a data set means by a name, in any case; None: none."""
+    name = name.strip().lower()
+    known: dict[Which, Sequence[str]] = {**_FOLDERS, "test": _TEST_FOLDERS}
+    return next((split for split, names in known.items() if name in names), None)
 
 
 def split_folders(
