@@ -227,7 +227,7 @@ def open_folder(
         found = class_names
     is_drawn = not splits and which != "test"
     if is_drawn:
-        keep = _split(labels, val_fraction, seed, found, root)[which]
+        keep = draw_split(labels, val_fraction, seed, found, root)[which]
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
     return LabelledImages(Files(root, names), labels, found, names.as_printable(), is_drawn=is_drawn)
@@ -295,9 +295,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _split(
-    labels: list[int], val_fraction: float, seed: int, class_names: list[str], root: Path
+def draw_split(
+    labels: Sequence[int], val_fraction: float, seed: int, class_names: Sequence[str], root: Path
 ) -> dict[str, list[int]]:
+    """Positions of the "train" and "val" samples: `val_fraction` of each class, at least one, the same for a seed.
+
+    Raises:
+        ValueError: A class has too few.
+    """
     generator = np.random.default_rng(seed)
     split: dict[str, list[int]] = {"train": [], "val": []}
     for label, name in enumerate(class_names):

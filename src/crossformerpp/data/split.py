@@ -17,7 +17,10 @@ from crossformerpp.data.problems import Problems
 Which = Literal["train", "val", "test"]
 
 
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+_FOLDERS: dict[Which, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+}
 _TEST_FOLDERS = ("test", "testing")  # of use for validation where there is nothing else
 
 
@@ -47,6 +50,13 @@ class Split:
     labels: Labels | None = None
     weights: np.ndarray | None = None
     is_drawn: bool = False
+
+
+def split_named(name: str) -> Which | None:
+    """The split that a data set means by a name, in any case; None: none."""
+    name = name.strip().lower()
+    known: dict[Which, Sequence[str]] = {**_FOLDERS, "test": _TEST_FOLDERS}
+    return next((split for split, names in known.items() if name in names), None)
 
 
 def split_folders(

@@ -22,6 +22,7 @@ from crossformerpp.data.classification import (
 from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.split import Split, Which
+from crossformerpp.data.tables import find_tables, open_table
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
 from crossformerpp.recipes.classification import AugmentSection, ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
@@ -106,6 +107,8 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
         return open_shards(root, which, class_names)
     if is_huggingface(root):
         return open_huggingface(root, which, class_names)
+    if find_tables(root):
+        return open_table(root, which, data.val_fraction, recipe.trainer.seed, class_names)
     return open_folder(root, which, data.val_fraction, recipe.trainer.seed, class_names)
 
 
