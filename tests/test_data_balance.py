@@ -191,7 +191,12 @@ def test_per_class_figures_are_scikit_learns(tmp_path: Path) -> None:
 
 
 def test_a_run_counts_the_classes_of_its_data_and_goes_on_to_the_bit(tmp_path: Path) -> None:
-    settings = ("data.sampling=sqrt", "loss.name=focal", "loss.class_weights=effective", "schedule.name=constant")
+    settings = (
+        "data.sampling=sqrt",
+        "loss.name=focal",
+        "loss.class_weights=effective",
+        "schedule.name=constant",
+    )
     whole = engine.train(tiny_recipe(*settings, "trainer.steps=3"), tmp_path / "whole")
     engine.train(tiny_recipe(*settings, "trainer.steps=2"), tmp_path / "parts")
     parts = engine.resume(tmp_path / "parts", ["trainer.steps=3"])

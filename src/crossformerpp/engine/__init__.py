@@ -38,6 +38,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
+from crossformerpp.tasks.classification.thresholds import read_thresholds, write_thresholds
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -197,6 +200,10 @@ def evaluate(
     overrides = list(overrides)
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
+    if conformal is not None and getattr(saved.recipe, "multi_label", False):
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
     if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
         raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
     recipe = evaluated_recipe(saved, root, overrides)
@@ -215,6 +222,8 @@ def evaluate(
         evaluation, promise = promises.judge_promise(
             evaluation, promises.read_promise(saved), conformal, is_other=root is not None
         )
+    if isinstance(evaluation, LabelSetEvaluation) and root is not None:
+        evaluation = replace(evaluation, thresholds=read_thresholds(saved))
     if out is not None and trainer.is_global_zero:
         about = {
             "checkpoint": str(saved.path),
@@ -227,6 +236,9 @@ def evaluate(
             evaluation.write(draft, split)
     if promise is not None and conformal is not None and trainer.is_global_zero:
         promises.write_promise(saved, promise)
+    is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
+    if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
+        write_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
 
 

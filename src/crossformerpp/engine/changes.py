@@ -15,6 +15,7 @@ FIXED = (
     "head",
     "detector",
     "frozen_backbone",
+    "multi_label",
     "data.source",
     "data.val_fraction",
     "ema",

@@ -14,7 +14,7 @@ class ClassificationData(FolderSection):
     `root` holds images, tar files, shards or a `datasets` copy.
     """
 
-    source: Literal["digits", "mnist", "folder"]
+    source: Literal["digits", "mnist", "digit_labels", "folder"]
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     size: int = Field(default=224, ge=32)
     eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
@@ -120,8 +120,12 @@ class ClassificationRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _can_have_several_labels(self) -> Self:
+        if self.data.source == "digit_labels" and not self.multi_label:
+            raise ValueError("data.source=digit_labels has several labels per image: set multi_label to true")
         if not self.multi_label:
             return self
+        if self.data.source in ("digits", "mnist"):
+            raise ValueError(f"data.source={self.data.source} has one label per image: leave out multi_label")
         elastic = self.model.elastic
         for is_set, what in (
             (self.distill is not None, "distill"),

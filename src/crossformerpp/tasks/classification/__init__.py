@@ -10,10 +10,11 @@ from timm.data import create_transform
 from torchvision.transforms import Compose
 
 from crossformerpp.analysis.predictions import Predictor
-from crossformerpp.data.balance import sample_weights
+from crossformerpp.data.balance import Labels, sample_weights
 from crossformerpp.data.classification import (
     LabelledImages,
     TransformedImages,
+    open_digit_labels,
     open_digits,
     open_folder,
     open_mnist,
@@ -21,6 +22,7 @@ from crossformerpp.data.classification import (
 )
 from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
+from crossformerpp.data.label_sets import open_label_sets
 from crossformerpp.data.split import Split, Which
 from crossformerpp.data.tables import find_tables, open_table
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Classification:
-    """One label per image."""
+    """One label per image, or with `multi_label` any number."""
 
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         assert isinstance(recipe, ClassificationRecipe)
@@ -55,20 +57,21 @@ class Classification:
             replace_unreadable=which == "train",
             max_unreadable=recipe.data.max_unreadable,
         )
-        how = recipe.data.sampling
-        weights = None
+        labels: Labels = source.labels if source.label_sets is None else source.label_sets
+        how, weights = recipe.data.sampling, None
         if which == "train" and how != "plain":
-            weights = sample_weights(source.labels, len(source.class_names), how)
+            weights = sample_weights(labels, len(source.class_names), how)
         return Split(
             dataset,
             source.class_names,
             names=source.names,
-            labels=source.labels,
+            labels=labels,
             weights=weights,
             is_drawn=source.is_drawn,
         )
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
+        from crossformerpp.tasks.classification.label_sets import LabelSetModule
         from crossformerpp.tasks.classification.module import ClassificationModule
 
         assert isinstance(recipe, ClassificationRecipe)
@@ -77,14 +80,15 @@ class Classification:
         started_from = start(
             recipe.model, lambda path: load_weights(model, read_weights(path), path, may_differ=head)
         )
-        module = ClassificationModule(model, recipe, class_names)
+        kind = LabelSetModule if recipe.multi_label else ClassificationModule
+        module = kind(model, recipe, class_names)
         module.started_from = started_from
         return module
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
-        from crossformerpp.tasks.classification.predictor import ClassificationPredictor
+        from crossformerpp.tasks.classification.predictor import open_classifier
 
-        return ClassificationPredictor(saved, **options)
+        return open_classifier(saved, **options)
 
 
 def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[str] | None) -> LabelledImages:
@@ -98,9 +102,13 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
         return open_digits(which, data.size)
     if data.source == "mnist":
         return open_mnist(which, data.size)
+    if data.source == "digit_labels":
+        return open_digit_labels(which, data.size)
     if data.root is None:
         raise ValueError("this recipe trains on a folder of images: pass --data FOLDER")
     root = Path(data.root)
+    if recipe.multi_label:
+        return open_label_sets(root, which, data.val_fraction, recipe.trainer.seed, class_names)
     if is_imagenet_tars(root):
         return open_imagenet_tars(root, which, class_names)
     if has_shards(root):

@@ -29,6 +29,9 @@ class ClassLoss(nn.Module):
     however many processes and accumulated batches there are.
     """
 
+    weights: Tensor | None
+    shift: Tensor | None
+
     def __init__(
         self,
         smoothing: float = 0.0,
@@ -58,6 +61,8 @@ class ClassLoss(nn.Module):
 
 class LabelsFocalLoss(nn.Module):
     """The focal loss of each label (torchvision's), positives weighted, averaged over images and classes."""
+
+    weights: Tensor | None
 
     def __init__(self, smoothing: float, gamma: float, weights: Tensor | None) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Loss and exact metrics of image classification (paper Sec. 5.1)."""
 
 import warnings
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -18,8 +18,18 @@ from crossformerpp.tasks.classification.evaluation import ClassificationEvaluati
 from crossformerpp.tasks.classification.losses import build_loss
 from crossformerpp.tasks.elastic import Elastic
 from crossformerpp.tasks.module import TaskModule, mean_losses
+from crossformerpp.tasks.plug import Evaluation
 
-Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B, sample numbers B
+Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B or targets B × K, sample numbers B
+
+
+class Gathered(NamedTuple):
+    """M samples that could be read: their numbers (M,), labels (M,) or targets (M, K), probabilities (M, K)."""
+
+    numbers: Tensor
+    labels: Tensor
+    probabilities: Tensor
+    num_unreadable: int
 
 
 class ClassificationModule(TaskModule):
@@ -117,7 +127,16 @@ class ClassificationModule(TaskModule):
         images, labels, numbers = batch
         self.seen.update(numbers, labels, F.softmax(model(images).float(), dim=1))
 
-    def evaluation(self) -> ClassificationEvaluation:
+    def evaluation(self) -> Evaluation:
+        *seen, num_unreadable = self.gathered()
+        return ClassificationEvaluation(*seen, self.class_names, num_unreadable, self._real_labels())
+
+    def gathered(self) -> Gathered:
+        """What was evaluated since the last call, of all processes, in the order of the split.
+
+        Raises:
+            ValueError: The network's output is not a number.
+        """
         numbers, labels, probabilities = self.seen.compute()
         self.seen.reset()
         if bad := int((~probabilities.isfinite()).any(dim=1).sum()):
@@ -127,14 +146,7 @@ class ClassificationModule(TaskModule):
             )
         order = numbers.argsort()
         order = order[int((numbers < 0).sum()) :]  # negative numbers mean unreadable images
-        return ClassificationEvaluation(
-            numbers[order],
-            labels[order],
-            probabilities[order],
-            class_names=self.class_names,
-            num_unreadable=len(numbers) - len(order),
-            real_labels=self._real_labels(),
-        )
+        return Gathered(numbers[order], labels[order], probabilities[order], len(numbers) - len(order))
 
     def _real_labels(self) -> list[list[int]] | None:
         assert isinstance(self.recipe, ClassificationRecipe)

@@ -35,14 +35,19 @@ class _Page(BaseModel):
 
 
 def promise_file(saved: SavedRun) -> Path:
+    """Where a classifier's threshold lies."""
+    return kept_beside(saved, FILE)
+
+
+def kept_beside(saved: SavedRun, name: str) -> Path:
     """In the run's folder or the shared one; beside any other checkpoint."""
     folder = saved.path.parent
     if folder.name == "checkpoints":
-        return folder.parent / FILE
+        return folder.parent / name
     return (
-        folder / FILE
+        folder / name
         if (folder / "config.json").is_file()
-        else saved.path.with_name(f"{saved.path.name}.{FILE}")
+        else saved.path.with_name(f"{saved.path.name}.{name}")
     )
 
 
