@@ -18,8 +18,8 @@ def choose_thresholds(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarra
 
 
 def decide_crossed(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(M, K) of bool: the labels of each half of the images by the thresholds of the other half, so that figures are not
-    flattered by thresholds that were chosen on the same images."""
+    """(M, K) of bool: the labels of each half of the images by the thresholds of the other half, so that figures
+    are not flattered by thresholds that were chosen on the same images."""
     order = np.random.default_rng(0).permutation(len(truth))
     halves = order[::2], order[1::2]
     found = np.zeros(truth.shape, bool)
