@@ -20,7 +20,7 @@ from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shap
 from crossformerpp.data.mnist import load_mnist
 from crossformerpp.data.names import printable
 from crossformerpp.data.problems import Problems
-from crossformerpp.data.split import Which, split_folders
+from crossformerpp.data.split import Which, split_folders, split_named
 
 
 class Names(Sequence[str]):
@@ -78,6 +78,7 @@ class LabelledImages:
         names: What to call each sample in tables and errors.
         real_labels: Other right answers of each sample, none of them for samples that do not count.
         is_drawn: Whether the split was drawn from one folder.
+        found: What their folder was taken for; "" for built-in data.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
@@ -86,6 +87,7 @@ class LabelledImages:
     names: Sequence[str]
     real_labels: list[list[int]] | None = None
     is_drawn: bool = False
+    found: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -231,6 +233,14 @@ def open_folder(
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
     return LabelledImages(Files(root, names), labels, found, names.as_printable(), is_drawn=is_drawn)
+
+
+def holds_class_folders(root: Path) -> bool:
+    """Whether a folder has folders of images that could be classes, in splits or at once."""
+    if split_folders(root, holds_splits=_holds_classes):
+        return True
+    folders = [folder for folder in find_folders(root, Problems()) if split_named(folder.name) is None]
+    return sum(bool(find_files(folder, IMAGE_EXTENSIONS, Problems())) for folder in folders) > 1
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -36,6 +36,7 @@ class Split:
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
         names: What the samples are called, to tell whether the data changed.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
+        found: What the folder was taken for, as people are told; "" for built-in data.
     """
 
     dataset: Dataset
@@ -44,6 +45,7 @@ class Split:
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
     is_drawn: bool = False
+    found: str = ""
 
 
 def split_named(name: str) -> Which | None:
