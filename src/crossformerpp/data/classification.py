@@ -21,7 +21,7 @@ from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shap
 from crossformerpp.data.mnist import load_mnist
 from crossformerpp.data.names import printable
 from crossformerpp.data.problems import Problems
-from crossformerpp.data.split import Which, split_folders
+from crossformerpp.data.split import Which, split_folders, split_named
 
 
 class Names(Sequence[str]):
@@ -80,6 +80,7 @@ class LabelledImages:
         real_labels: Other right answers of each sample, none of them for samples that do not count.
         label_sets: Of multi-label data, all classes of each sample, in ascending order.
         is_drawn: Whether the split was drawn from one folder.
+        found: What their folder was taken for; "" for built-in data.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
@@ -89,6 +90,7 @@ class LabelledImages:
     real_labels: list[list[int]] | None = None
     label_sets: list[list[int]] | None = None
     is_drawn: bool = False
+    found: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -256,6 +258,14 @@ def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
     if wanted not in splits:
         raise ValueError(f"{root}: holds only one of train/ and val/; {wanted}/ is missing")
     return splits[wanted], False
+
+
+def holds_class_folders(root: Path) -> bool:
+    """Whether a folder has folders of images that could be classes, in splits or at once."""
+    if split_folders(root, holds_splits=_holds_classes):
+        return True
+    folders = [folder for folder in find_folders(root, Problems()) if split_named(folder.name) is None]
+    return sum(bool(find_files(folder, IMAGE_EXTENSIONS, Problems())) for folder in folders) > 1
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -111,6 +111,23 @@ def scaled_size(size: Sequence[int], short_side: int | None, factor: float = 1.0
     return [max(1, int(length * factor + 0.5)) for length in size]
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as `read_image` gives it, from the beginning of its file.
+
+    Raises:
+        ValueError: It is no image, or cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                width, height = image.size
+                is_turned = int(image.getexif().get(0x0112, 1)) > 4
+    except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
+        raise ValueError(f"{path}: unreadable image: {error}") from None
+    return (height, width) if is_turned else (width, height)
+
+
 def exif_orientation(path: Path) -> int:
     """How a file says that it is to be turned and mirrored: 1 is not at all; 2, 3 and 4 keep width and height."""
     try:

@@ -34,20 +34,17 @@ _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 def open_label_sets(
     root: Path,
     which: Which,
+    is_table: bool,
     val_fraction: float,
     seed: int,
     class_names: list[str] | None = None,
-    wanted: str | None = None,
 ) -> LabelledImages:
     """One split of a table or of class folders; without splits of its own it is drawn, class by class.
-
-    Args:
-        wanted: "table" or "folders", where there are both.
 
     Raises:
         ValueError: Nothing of the kind is there, or it cannot be used; names file and line.
     """
-    if wanted != "folders" and find_tables(root):
+    if is_table:
         return _open_table(root, which, val_fraction, seed, class_names)
     folder, is_drawn = split_folder(root, which)
     paths, sets, found = _merged(*scan_classes(folder, keep_links=True))

@@ -40,6 +40,7 @@ class Split:
         labels: Of a classifier's samples, each its class or all its classes.
         weights: How often each sample is drawn in training, relative to others.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
+        found: What the folder was taken for, as people are told; "" for built-in data.
     """
 
     dataset: Dataset
@@ -50,6 +51,7 @@ class Split:
     labels: Labels | None = None
     weights: np.ndarray | None = None
     is_drawn: bool = False
+    found: str = ""
 
 
 def split_named(name: str) -> Which | None:

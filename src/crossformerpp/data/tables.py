@@ -186,7 +186,7 @@ def read_single_labels(file: Path) -> LabelledRows:
                 conflicts.append(f"{printable(path)} in lines {' and '.join(map(str, lines))}")
     if conflicts:
         raise ValueError(
-            f"{file}: {len(conflicts)} images have two labels ({'; '.join(conflicts[:3])}); leave one label each"
+            f"{file}: {len(conflicts)} images have two labels ({'; '.join(conflicts[:3])}); leave one label each, or pass --set multi_label=true"
         )
     if rows.problems.found:
         warnings.warn(f"{printable(str(file))}: left out {'; '.join(rows.problems.lines())}", stacklevel=2)
@@ -263,7 +263,8 @@ def _label_column(table: Table, path_column: str) -> str:
     others = [name for name in table.columns if name not in (path_column, table.find(SPLIT_NAMES))]
     if len(others) != 1:
         raise ValueError(
-            f"{table.file}: which column holds the labels? Rename it to `label`: {_columns(table)}"
+            f"{table.file}: which column holds the labels? Rename it to `label`, or pass --set multi_label=true for "
+            f"columns of 0 and 1: {_columns(table)}"
         )
     return others[0]
 

@@ -47,7 +47,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from crossformerpp.data.names import printable, read_json
+from crossformerpp.data.names import printable, read_json, without_controls
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json
@@ -211,6 +211,8 @@ def evaluate(
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
         warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
+    else:
+        say_found(None, split)
     trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
@@ -273,6 +275,17 @@ def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer
     return module
 
 
+def say_found(train: Split | None, val: Split) -> None:
+    """Say on stderr what a folder of data was taken for; nothing of built-in data."""
+    if val.found and is_first():
+        counts = f"{num_samples(val)} val images"
+        if train is not None:
+            drawn = ", split by lot" if train.is_drawn else ""
+            counts = f"{num_samples(train)} train / {counts}{drawn}"
+        text = f"found: {val.found}, {counts}, {len(val.class_names)} classes"
+        print(without_controls(printable(text)), file=sys.stderr)
+
+
 def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
     """Warn where a split is not the one that a checkpoint's mark says."""
     text = data_change(before, split)
@@ -295,6 +308,7 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     plan = Plan.of(recipe.trainer, num_samples(train_split))
     if recipe.trainer.overfit_batch:
         train_split = first_batch(train_split, recipe.trainer)
+    say_found(train_split, val_split)
     marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
     data = RunData(recipe.trainer, val_split, train_split, plan)
     data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be

@@ -11,10 +11,11 @@ from crossformerpp.recipes.schema import BaseRecipe, FolderSection, Section
 class ClassificationData(FolderSection):
     """Where the images come from and the size at which the network sees them.
 
-    `root` holds images, tar files, shards or a `datasets` copy.
+    `root` holds images, a table of them, tar files, shards or a `datasets` copy.
     """
 
     source: Literal["digits", "mnist", "digit_labels", "folder"]
+    format: Literal["auto", "folders", "table"] = "auto"  # which one, where a folder holds several
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     size: int = Field(default=224, ge=32)
     eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875

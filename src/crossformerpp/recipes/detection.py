@@ -13,7 +13,8 @@ class DetectionData(FolderSection):
 
     The folder `root` is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
     plain one (annotations/instances_train.json, images/train/ or train/) and that of exports
-    (train/_annotations.coco.json). Files of other names are given one by one, relative to the folder.
+    (train/_annotations.coco.json), for YOLO's data.yaml and for Pascal VOC's Annotations. COCO files of other names are
+    given one by one, relative to the folder.
     """
 
     source: Literal["digit_scenes", "folder"] = "folder"
@@ -21,6 +22,10 @@ class DetectionData(FolderSection):
     train_images: Path | None = None
     val_annotations: Path | None = None
     val_images: Path | None = None
+    format: Literal["auto", "coco", "yolo", "voc"] = "auto"  # which one, where a folder holds several
+    val_fraction: float = Field(
+        default=0.2, gt=0, lt=1
+    )  # where the folder has no validation split of its own
     scenes: ScenesSection = ScenesSection()
     short_side: tuple[PositiveInt, ...] = (800,)  # training: one of them at random; evaluation: the last
     long_side: PositiveInt = 1333  # at most

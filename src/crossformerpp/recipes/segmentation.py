@@ -13,8 +13,13 @@ class SegmentationData(Section):
 
     source: Literal["folder", "ade20k", "digit_scenes"]
     root: Path | None = None
+    format: Literal["auto", "masks", "coco", "yolo", "voc"] = (
+        "auto"  # folder: masks, or polygons to draw them from
+    )
     class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
-    palette: Path | None = None  # folder: a table name,r,g,b, one row per label, for masks of colours
+    # folder: a table name,r,g,b, one row per label, for masks of colours; default: class_dict.csv or the like in the
+    # folder, or the colours that occur
+    palette: Path | None = None
     ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
     mask_values: list[int] | None = (
         None  # folder: value of each label in the masks, as [0, 255]; default: 0, 1, …

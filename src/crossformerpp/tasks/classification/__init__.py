@@ -16,16 +16,12 @@ from crossformerpp.data.classification import (
     TransformedImages,
     open_digit_labels,
     open_digits,
-    open_folder,
     open_mnist,
     typical_side,
 )
 from crossformerpp.data.devkit import read_real_labels
-from crossformerpp.data.huggingface import is_huggingface, open_huggingface
-from crossformerpp.data.label_sets import open_label_sets
+from crossformerpp.data.labelled import open_labelled
 from crossformerpp.data.split import Split, Which
-from crossformerpp.data.tables import find_tables, open_table
-from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
 from crossformerpp.recipes.classification import AugmentSection, ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model, head_prefixes
@@ -68,6 +64,7 @@ class Classification:
             labels=labels,
             weights=weights,
             is_drawn=source.is_drawn,
+            found=source.found,
         )
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
@@ -106,18 +103,15 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
         return open_digit_labels(which, data.size)
     if data.root is None:
         raise ValueError("this recipe trains on a folder of images: pass --data FOLDER")
-    root = Path(data.root)
-    if recipe.multi_label:
-        return open_label_sets(root, which, data.val_fraction, recipe.trainer.seed, class_names)
-    if is_imagenet_tars(root):
-        return open_imagenet_tars(root, which, class_names)
-    if has_shards(root):
-        return open_shards(root, which, class_names)
-    if is_huggingface(root):
-        return open_huggingface(root, which, class_names)
-    if find_tables(root):
-        return open_table(root, which, data.val_fraction, recipe.trainer.seed, class_names)
-    return open_folder(root, which, data.val_fraction, recipe.trainer.seed, class_names)
+    return open_labelled(
+        Path(data.root),
+        which,
+        wanted=None if data.format == "auto" else data.format,
+        multi_label=recipe.multi_label,
+        val_fraction=data.val_fraction,
+        seed=recipe.trainer.seed,
+        class_names=class_names,
+    )
 
 
 def train_transform(recipe: ClassificationRecipe) -> Compose:

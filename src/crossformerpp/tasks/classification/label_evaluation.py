@@ -192,9 +192,9 @@ class LabelSetEvaluation:
                 table.writerow([name, counts[label], *shares])
 
     def _picture(self, source: LabelledImages) -> Image.Image:
-        wrong = (~self.right).nonzero().flatten()
+        missed = (~self.right).nonzero().flatten()
         sure = (self.probabilities - 0.5).abs().min(dim=1).values  # of the least certain class
-        wrong = wrong[sure[wrong].argsort(descending=True)][: NUM_SHOWN // 2].tolist()
+        wrong = missed[sure[missed].argsort(descending=True)][: NUM_SHOWN // 2].tolist()
         right = self.right.nonzero().flatten().tolist()
         room = NUM_SHOWN - len(wrong)
         shown = wrong + right[:: max(1, len(right) // room)][:room]

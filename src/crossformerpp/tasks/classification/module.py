@@ -128,8 +128,10 @@ class ClassificationModule(TaskModule):
         self.seen.update(numbers, labels, F.softmax(model(images).float(), dim=1))
 
     def evaluation(self) -> Evaluation:
-        *seen, num_unreadable = self.gathered()
-        return ClassificationEvaluation(*seen, self.class_names, num_unreadable, self._real_labels())
+        numbers, labels, probabilities, num_unreadable = self.gathered()
+        return ClassificationEvaluation(
+            numbers, labels, probabilities, self.class_names, num_unreadable, self._real_labels()
+        )
 
     def gathered(self) -> Gathered:
         """What was evaluated since the last call, of all processes, in the order of the split.
