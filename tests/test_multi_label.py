@@ -277,6 +277,16 @@ def test_thresholds_of_other_weights_are_not_used(run: Path) -> None:
         path.write_text('{"thresholds": {"0": 7}}')
         with pytest.raises(ValueError, match=r"thresholds.json: damaged"):
             load_predictor(run, "cpu")
+        with warnings.catch_warnings(action="ignore"):
+            engine.evaluate(run)
+        assert json.loads(path.read_text()) == json.loads(content)  # written again
+        edited = json.loads(content)
+        edited["thresholds"]["3"] = 0.9
+        path.write_text(json.dumps(edited))
+        with pytest.warns(UserWarning, match=r"thresholds.json: kept, with thresholds other than those"):
+            engine.evaluate(run)
+        assert json.loads(path.read_text()) == edited
+        assert load_predictor(run, "cpu").thresholds[3] == np.float32(0.9)  # type: ignore[attr-defined]
     finally:
         path.write_text(content)
 

@@ -74,7 +74,7 @@ from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
-from crossformerpp.tasks.classification.thresholds import read_thresholds, write_thresholds
+from crossformerpp.tasks.classification.thresholds import keep_thresholds, read_thresholds
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -240,7 +240,7 @@ def evaluate(
         promises.write_promise(saved, promise)
     is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
     if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
-        write_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
+        keep_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
 
 
