@@ -133,6 +133,40 @@ def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
         show(f"note: {line}")
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A data set in any of the formats that `train` takes.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[
+        Literal["coco", "yolo", "voc", "masks", "folders", "table"], typer.Option(help="The format to write.")
+    ],
+    form: Form = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the images for validation, where the set has no splits.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of that split.")] = 0,
+) -> None:
+    """Write a data set in another format: images are copied, nothing is overwritten."""
+    from crossformerpp.data.convert import convert as convert_data
+
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"--val-fraction {val_fraction}: expected a share between 0 and 1")
+    done = convert_data(
+        source,
+        out,
+        to,
+        form=form,
+        val_fraction=val_fraction,
+        seed=seed,
+        track=lambda items: track(items, len(items), "convert"),
+    )
+    counts = " / ".join(f"{count} {split}" for split, count in done.images.items())
+    say(f"found: {done.found}, {counts} images")
+    for note in done.notes:
+        say(f"note: {note}")
+    say(f"{out}: written as {to}")
+
+
 @app.command(name="digit-scenes")
 def digit_scenes(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
