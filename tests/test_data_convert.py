@@ -30,7 +30,11 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def boxes(coco: CocoSet) -> list[tuple[str, str, tuple[float, ...]]]:
     """The objects; images of two splits that share a name get a number where all lie in one folder."""
     return sorted(
-        (image.path.stem.removesuffix("-2"), coco.class_names[thing.label], tuple(round(side, 3) for side in thing.box))
+        (
+            image.path.stem.removesuffix("-2"),
+            coco.class_names[thing.label],
+            tuple(round(side, 3) for side in thing.box),
+        )
         for image in coco.images
         for thing in image.objects
     )

@@ -8,6 +8,7 @@ import typer
 
 from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
+from crossformerpp.data.writing import to_json
 
 Form = Annotated[
     Literal["coco", "yolo", "voc", "masks", "folders", "table"] | None,
@@ -41,6 +42,9 @@ def check(
         str | None, typer.Option(help="Value of each class in the masks, as 0,255; default: 0,1,2,…")
     ] = None,
     form: Form = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of images with labels; default: found out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set; the exit status is 1 if anything is wrong with it."""
@@ -58,7 +62,7 @@ def check(
     if is_of_masks:
         reports += _check_masks(path, palette, ignore_label, _values(mask_values), as_json)
     if is_of_labels:
-        reports += _check_labels(path, wanted, as_json)
+        reports += _check_labels(path, wanted, channels, as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
@@ -90,15 +94,20 @@ def _check_objects(path: Path, images: Path | None, wanted: Any, as_json: bool) 
             _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
 
 
-def _check_labels(path: Path, wanted: Any, as_json: bool) -> Iterator[Any]:
+def _check_labels(path: Path, wanted: Any, channels: int | None, as_json: bool) -> Iterator[Any]:
     from crossformerpp.data.check_labels import check_labels
 
-    for report in check_labels(path, wanted, lambda numbers: track(numbers, len(numbers), "check")):
+    for report in check_labels(path, wanted, lambda numbers: track(numbers, len(numbers), "check"), channels):
         yield report
         if not as_json:
             show(f"found: {report.found}")
             show(f"{path}, {report.which}:")
             _show(report, "images", [(k, str(v)) for k, v in report.images_per_class.items()])
+            if report.data and report.which != "val":
+                show("what a recipe needs of these images:")
+                show(f"  data: {to_json(report.data, indent=None)}")
+                settings = ((k, to_json(v, indent=None).replace(" ", "")) for k, v in report.data.items())
+                show("or " + " ".join(f"--set data.{name}={value}" for name, value in settings))
 
 
 def _check_masks(

@@ -26,6 +26,7 @@ from crossformerpp.data.drawn_masks import open_drawn
 from crossformerpp.data.mask_files import IGNORED, default_colors, index_picture
 from crossformerpp.data.masks import decode, encode
 from crossformerpp.data.names import safe_name
+from crossformerpp.data.pixels import PixelFormat
 from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits
 from crossformerpp.data.split import Which
 from crossformerpp.data.writing import refuse_taken, replacing_folder, write_json
@@ -34,6 +35,7 @@ Target = Literal["coco", "yolo", "voc", "masks", "folders", "table"]
 Track = Callable[[list[Any]], Iterable[Any]]
 HALVES: tuple[Half, Half] = ("train", "val")
 _IGNORE = 255  # of index masks
+_LISTED = PixelFormat(channels=1)  # files are copied, whatever they hold
 
 
 @dataclass
@@ -208,7 +210,7 @@ def _write_labelled(
     namer = _Names()
     for half in HALVES:
         wanted: Any = form
-        images = labelled.open_labelled(source, half, wanted=wanted, class_names=names, **lot)
+        images = labelled.open_labelled(source, half, wanted=wanted, class_names=names, pixels=_LISTED, **lot)
         names, done.found = images.class_names, images.found
         for number in track(list(range(len(images)))):
             label = images.class_names[images.labels[number]]

@@ -7,6 +7,7 @@ from typing import Literal
 from crossformerpp.data.classification import LabelledImages, holds_class_folders, open_folder
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
 from crossformerpp.data.tables import find_tables, open_table
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
@@ -50,6 +51,7 @@ def open_labelled(
     val_fraction: float = 0.2,
     seed: int = 0,
     class_names: list[str] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> LabelledImages:
     """One split of a folder of labelled images, of whatever kind.
 
@@ -58,13 +60,17 @@ def open_labelled(
     """
     found = find_format(root, wanted)
     if found == "tars":
-        return replace(open_imagenet_tars(root, which, class_names), found="ImageNet's tar files")
+        return replace(
+            open_imagenet_tars(root, which, class_names), found="ImageNet's tar files", pixels=pixels
+        )
     if found == "shards":
-        return replace(open_shards(root, which, class_names), found="WebDataset shards")
+        return replace(open_shards(root, which, class_names), found="WebDataset shards", pixels=pixels)
     if found == "huggingface":
-        return replace(open_huggingface(root, which, class_names), found="Hugging Face data set")
+        return replace(
+            open_huggingface(root, which, class_names), found="Hugging Face data set", pixels=pixels
+        )
     if found == "table":
         names = ", ".join(printable(path.name) for path in find_tables(root).values())
         source = open_table(root, which, val_fraction, seed, class_names)
-        return replace(source, found=f"table of images and labels, {names}")
-    return replace(open_folder(root, which, val_fraction, seed, class_names), found="class folders")
+        return replace(source, found=f"table of images and labels, {names}", pixels=pixels)
+    return replace(open_folder(root, which, val_fraction, seed, class_names, pixels), found="class folders")

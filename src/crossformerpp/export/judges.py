@@ -59,16 +59,16 @@ class ClassJudge:
         self.numbers: list[int] = []
         self.probabilities: list[np.ndarray] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         for number, label in enumerate(self.source.labels):
             try:
-                image = self.source.open(number)
+                image = self.source.load(number)
             except ValueError as error:
                 self.damage.note(number, error)
             else:
                 yield number, image, label
 
-    def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> np.ndarray:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
         self.numbers.append(number)
         self.probabilities.append(predictor.probabilities([predictor.prepare(image)])[0])
         return self.probabilities[-1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from crossformerpp.analysis import layer_pictures
 from crossformerpp.analysis.complexity import count_complexity
@@ -126,9 +126,10 @@ def _shown(run: _ClassifierRun, answers: Sequence[dict[str, str]]) -> list[Shown
             raise ValueError(
                 f"{run.path / 'predictions.csv'}: names {row['sample']}, which is no longer in the data; {REPAIR}"
             )
-        image = run.source.open(numbers[row["sample"]])
+        image = run.source.load(numbers[row["sample"]])
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
-        shown.append(Shown(image, row["sample"], truth, run.predictor(image).top))
+        picture = image if isinstance(image, Image.Image) else image.preview()
+        shown.append(Shown(picture, row["sample"], truth, run.predictor(image).top))
     return shown
 
 
