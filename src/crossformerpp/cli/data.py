@@ -8,6 +8,7 @@ import typer
 
 from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
+from crossformerpp.data.writing import to_json
 
 Form = Annotated[
     Literal["coco", "yolo", "voc", "masks", "folders", "table"] | None,
@@ -47,6 +48,9 @@ def check(
             "--multi-label", help="Images of a table or of class folders have any number of labels."
         ),
     ] = False,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of images with labels; default: found out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set; the exit status is 1 if anything is wrong with it."""
@@ -66,7 +70,7 @@ def check(
     if is_of_masks:
         reports += _check_masks(path, palette, ignore_label, _values(mask_values), as_json)
     if is_of_labels:
-        reports += _check_labels(path, wanted, multi_label, as_json)
+        reports += _check_labels(path, wanted, channels, multi_label, as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
@@ -98,17 +102,24 @@ def _check_objects(path: Path, images: Path | None, wanted: Any, as_json: bool) 
             _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
 
 
-def _check_labels(path: Path, wanted: Any, multi_label: bool, as_json: bool) -> Iterator[Any]:
+def _check_labels(
+    path: Path, wanted: Any, channels: int | None, multi_label: bool, as_json: bool
+) -> Iterator[Any]:
     from crossformerpp.data.check_labels import check_labels
 
     for report in check_labels(
-        path, wanted, lambda numbers: track(numbers, len(numbers), "check"), multi_label
+        path, wanted, lambda numbers: track(numbers, len(numbers), "check"), channels, multi_label
     ):
         yield report
         if not as_json:
             show(f"found: {report.found}")
             show(f"{path}, {report.which}:")
             _show(report, "images", [(k, str(v)) for k, v in report.images_per_class.items()])
+            if report.data and report.which != "val":
+                show("what a recipe needs of these images:")
+                show(f"  data: {to_json(report.data, indent=None)}")
+                settings = ((k, to_json(v, indent=None).replace(" ", "")) for k, v in report.data.items())
+                show("or " + " ".join(f"--set data.{name}={value}" for name, value in settings))
 
 
 def _check_masks(
@@ -141,6 +152,40 @@ def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
         show(line)
     for line in report.notes:
         show(f"note: {line}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A data set in any of the formats that `train` takes.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[
+        Literal["coco", "yolo", "voc", "masks", "folders", "table"], typer.Option(help="The format to write.")
+    ],
+    form: Form = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the images for validation, where the set has no splits.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of that split.")] = 0,
+) -> None:
+    """Write a data set in another format: images are copied, nothing is overwritten."""
+    from crossformerpp.data.convert import convert as convert_data
+
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"--val-fraction {val_fraction}: expected a share between 0 and 1")
+    done = convert_data(
+        source,
+        out,
+        to,
+        form=form,
+        val_fraction=val_fraction,
+        seed=seed,
+        track=lambda items: track(items, len(items), "convert"),
+    )
+    counts = " / ".join(f"{count} {split}" for split, count in done.images.items())
+    say(f"found: {done.found}, {counts} images")
+    for note in done.notes:
+        say(f"note: {note}")
+    say(f"{out}: written as {to}")
 
 
 @app.command(name="digit-scenes")

@@ -17,9 +17,11 @@ from torch.utils.data import Dataset
 from crossformerpp.data.digit_labels import load_digit_labels
 from crossformerpp.data.digits import NAMES, load_digits
 from crossformerpp.data.files import find_files, find_folders, find_loose_files, warn_left_out
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shape
+from crossformerpp.data.images import require_shape
 from crossformerpp.data.mnist import load_mnist
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixels import PHOTOGRAPHS, PIXEL_EXTENSIONS, PixelFormat, Pixels
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_folders, split_named
 
@@ -81,6 +83,7 @@ class LabelledImages:
         label_sets: Of multi-label data, all classes of each sample, in ascending order.
         is_drawn: Whether the split was drawn from one folder.
         found: What their folder was taken for; "" for built-in data.
+        pixels: How they are read.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
@@ -91,6 +94,7 @@ class LabelledImages:
     label_sets: list[list[int]] | None = None
     is_drawn: bool = False
     found: str = ""
+    pixels: PixelFormat = PHOTOGRAPHS
 
     def __len__(self) -> int:
         return len(self.names)
@@ -104,16 +108,25 @@ class LabelledImages:
         return target
 
     def open(self, index: int) -> Image.Image:
-        """The RGB image of one sample, untransformed.
+        """One sample as an RGB picture, untransformed.
 
         Raises:
             ValueError: It cannot be read.
         """
-        image = self.images[index]
-        if isinstance(image, Image.Image):
-            return image
-        name = printable(str(image)) if isinstance(image, Path) else self.names[index]
-        image = read_image(image, name)
+        image = self.load(index)
+        return image if isinstance(image, Image.Image) else image.preview()
+
+    def load(self, index: int) -> Image.Image | Pixels:
+        """What the transforms of one sample begin with: an RGB photograph, or the values of other images.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        source = self.images[index]
+        name = printable(str(source)) if isinstance(source, Path) else self.names[index]
+        if self.pixels.is_photograph and isinstance(source, Image.Image):
+            return source
+        image = open_pixels(source, name, self.pixels)
         require_shape(image, name)
         return image
 
@@ -160,7 +173,7 @@ class Damage:
 
 
 class TransformedImages(Dataset):
-    """(image 3 × H × W, label or target (K,), index) of each labelled image, after `transform`.
+    """(image C × H × W, label or target (K,), index) of each labelled image, after `transform`.
 
     In the place of an unreadable image stands the next one in training, which keeps batches whole; in an
     evaluation a black one with the number ~index (negative), which is not counted.
@@ -169,7 +182,7 @@ class TransformedImages(Dataset):
     def __init__(
         self,
         source: LabelledImages,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transform: Callable[[Any], torch.Tensor],
         *,
         replace_unreadable: bool = False,
         max_unreadable: int = 100,
@@ -186,11 +199,11 @@ class TransformedImages(Dataset):
         for number in range(index, index + len(self)):
             place = number % len(self)
             try:
-                image = self.source.open(place)
+                image = self.source.load(place)
             except ValueError as error:
                 self.damage.note(place, error)
                 if not self.replace_unreadable:
-                    return self.transform(Image.new("RGB", (64, 64))), self.source.target(index), ~index
+                    return self.transform(self.source.pixels.blank()), self.source.target(index), ~index
             else:
                 return self.transform(image), self.source.target(place), place
         raise TooManyUnreadableError("none of the images can be read")
@@ -221,6 +234,7 @@ def open_folder(
     val_fraction: float,
     seed: int,
     class_names: list[str] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> LabelledImages:
     """One split of a folder: `root/train/CLASS/*` and `root/val/CLASS/*`, or `root/CLASS/*`, which is split.
 
@@ -232,7 +246,7 @@ def open_folder(
             or classes that differ from `class_names`.
     """
     folder, is_drawn = split_folder(root, which)
-    paths, labels, found = scan_classes(folder)
+    paths, labels, found = scan_classes(folder, pixels.extensions)
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
@@ -240,7 +254,8 @@ def open_folder(
         keep = draw_split(labels, val_fraction, seed, found, root)[which]
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
-    return LabelledImages(Files(root, names), labels, found, names.as_printable(), is_drawn=is_drawn)
+    listed = names.as_printable()
+    return LabelledImages(Files(root, names), labels, found, listed, is_drawn=is_drawn, pixels=pixels)
 
 
 def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
@@ -265,7 +280,7 @@ def holds_class_folders(root: Path) -> bool:
     if split_folders(root, holds_splits=_holds_classes):
         return True
     folders = [folder for folder in find_folders(root, Problems()) if split_named(folder.name) is None]
-    return sum(bool(find_files(folder, IMAGE_EXTENSIONS, Problems())) for folder in folders) > 1
+    return sum(bool(find_files(folder, PIXEL_EXTENSIONS, Problems())) for folder in folders) > 1
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -273,10 +288,13 @@ def _holds_classes(folder: Path) -> bool:
     return bool(find_folders(folder, Problems()))
 
 
-def scan_classes(folder: Path, keep_links: bool = False) -> tuple[list[Path], list[int], list[str]]:
+def scan_classes(
+    folder: Path, extensions: tuple[str, ...], keep_links: bool = False
+) -> tuple[list[Path], list[int], list[str]]:
     """The images in the class folders, the class of each, and the classes' names.
 
     Args:
+        extensions: Of the images' files.
         keep_links: Take links to images of other class folders, too.
 
     Raises:
@@ -284,7 +302,7 @@ def scan_classes(folder: Path, keep_links: bool = False) -> tuple[list[Path], li
     """
     left_out = Problems()
     folders = find_folders(folder, left_out)
-    for name in find_loose_files(folder, IMAGE_EXTENSIONS):
+    for name in find_loose_files(folder, extensions):
         left_out.add("image outside the class folders", name)
     if not folders:
         raise ValueError(
@@ -298,13 +316,13 @@ def scan_classes(folder: Path, keep_links: bool = False) -> tuple[list[Path], li
     labels: list[int] = []
     empty = []
     for label, class_folder in enumerate(folders):
-        own = find_files(class_folder, IMAGE_EXTENSIONS, left_out, root=folder, keep_links=keep_links)
+        own = find_files(class_folder, extensions, left_out, root=folder, keep_links=keep_links)
         paths += own
         labels += [label] * len(own)
         if not own:
             empty.append(class_names[label])
     if empty:
-        looked = f"looked for {' '.join(IMAGE_EXTENSIONS)}"
+        looked = f"looked for {' '.join(extensions)}"
         more = f"; left out {left_out}" if left_out.found else ""
         raise ValueError(f"{folder}: no images in class {', '.join(empty)} ({looked}{more})")
     if len(set(class_names)) < len(class_names):

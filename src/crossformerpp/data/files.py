@@ -21,7 +21,11 @@ _SYSTEM = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # What people may take for images of a data set: named, where other files are only counted by their extension.
-_HINTS = {".heic": "pip install pillow-heif reads them", ".heif": "pip install pillow-heif reads them"}
+_HINTS = {
+    ".heic": "pip install pillow-heif reads them",
+    ".heif": "pip install pillow-heif reads them",
+    ".npy": "--set data.channels=N trains on them",
+}
 
 
 def is_hidden(name: str) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from crossformerpp.data.classification import (
     split_folder,
 )
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
 from crossformerpp.data.table_files import LABEL_NAMES, SPLIT_NAMES, Table
 from crossformerpp.data.tables import LabelledRows, choose, find_tables, read_rows
@@ -38,6 +40,7 @@ def open_label_sets(
     val_fraction: float,
     seed: int,
     class_names: list[str] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> LabelledImages:
     """One split of a table or of class folders; without splits of its own it is drawn, class by class.
 
@@ -45,13 +48,15 @@ def open_label_sets(
         ValueError: Nothing of the kind is there, or it cannot be used; names file and line.
     """
     if is_table:
-        return _open_table(root, which, val_fraction, seed, class_names)
+        source = _open_table(root, which, val_fraction, seed, class_names)
+        return replace(source, pixels=pixels)
     folder, is_drawn = split_folder(root, which)
-    paths, sets, found = _merged(*scan_classes(folder, keep_links=True))
+    paths, sets, found = _merged(*scan_classes(folder, pixels.extensions, keep_links=True))
     if class_names is not None:
         sets, found = _relabelled(folder, sets, found, class_names), class_names
     names = [path.relative_to(root).as_posix() for path in paths]
-    return _kept(root, names, sets, found, is_drawn and which, val_fraction, seed)
+    source = _kept(root, names, sets, found, is_drawn and which, val_fraction, seed)
+    return replace(source, pixels=pixels)
 
 
 def draw_label_sets(

@@ -8,6 +8,7 @@ from crossformerpp.data.classification import LabelledImages, holds_class_folder
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.label_sets import open_label_sets
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
 from crossformerpp.data.tables import find_tables, open_table
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
@@ -52,6 +53,7 @@ def open_labelled(
     val_fraction: float = 0.2,
     seed: int = 0,
     class_names: list[str] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> LabelledImages:
     """One split of a folder of labelled images, of whatever kind.
 
@@ -63,17 +65,21 @@ def open_labelled(
     """
     found = find_format(root, wanted)
     if multi_label:
-        return _open_label_sets(root, which, found, val_fraction, seed, class_names)
+        return _open_label_sets(root, which, found, val_fraction, seed, class_names, pixels)
     if found == "tars":
-        return replace(open_imagenet_tars(root, which, class_names), found="ImageNet's tar files")
+        return replace(
+            open_imagenet_tars(root, which, class_names), found="ImageNet's tar files", pixels=pixels
+        )
     if found == "shards":
-        return replace(open_shards(root, which, class_names), found="WebDataset shards")
+        return replace(open_shards(root, which, class_names), found="WebDataset shards", pixels=pixels)
     if found == "huggingface":
-        return replace(open_huggingface(root, which, class_names), found="Hugging Face data set")
+        return replace(
+            open_huggingface(root, which, class_names), found="Hugging Face data set", pixels=pixels
+        )
     if found == "table":
         source = open_table(root, which, val_fraction, seed, class_names)
-        return replace(source, found=f"table of images and labels, {_tables(root)}")
-    return replace(open_folder(root, which, val_fraction, seed, class_names), found="class folders")
+        return replace(source, found=f"table of images and labels, {_tables(root)}", pixels=pixels)
+    return replace(open_folder(root, which, val_fraction, seed, class_names, pixels), found="class folders")
 
 
 def _open_label_sets(
@@ -83,13 +89,14 @@ def _open_label_sets(
     val_fraction: float,
     seed: int,
     class_names: list[str] | None,
+    pixels: PixelFormat,
 ) -> LabelledImages:
     if found not in ("table", "folders", None):
         raise ValueError(
             f"{root}: several labels per image are read from tables and class folders, not from {found}"
         )
     is_table = found == "table"
-    source = open_label_sets(root, which, is_table, val_fraction, seed, class_names)
+    source = open_label_sets(root, which, is_table, val_fraction, seed, class_names, pixels)
     text = (
         f"table of images and label sets, {_tables(root)}" if is_table else "class folders that share images"
     )

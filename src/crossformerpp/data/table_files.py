@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.names import printable, read_text
+from crossformerpp.data.pixels import PIXEL_EXTENSIONS
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet")
 PATH_NAMES = (
@@ -79,7 +79,7 @@ def read_table(file: Path) -> Table:
 
 def names_image(cell: str) -> bool:
     """Whether a cell ends like the name of an image file."""
-    return Path(cell).suffix.lower() in IMAGE_EXTENSIONS
+    return Path(cell).suffix.lower() in PIXEL_EXTENSIONS
 
 
 def _read_table(file: Path, limit: int | None) -> Table:

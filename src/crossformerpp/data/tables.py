@@ -16,8 +16,8 @@ from typing import Any
 from crossformerpp.data.classification import Files, LabelledImages, Names, draw_split, relabel
 from crossformerpp.data.coco_images import Finder
 from crossformerpp.data.files import is_hidden
-from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixels import PIXEL_EXTENSIONS
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_named
 from crossformerpp.data.table_files import (
@@ -296,7 +296,7 @@ def _splits(table: Table) -> list[str] | None:
 
 def _find(finders: list[Finder], name: str) -> Path | None:
     """Where an image is; a name may lack its extension, as ids do."""
-    names = [name] if names_image(name) else [name, *(f"{name}{ending}" for ending in IMAGE_EXTENSIONS)]
+    names = [name] if names_image(name) else [name, *(f"{name}{ending}" for ending in PIXEL_EXTENSIONS)]
     for finder in finders:
         for one in names if name else ():
             try:

@@ -61,16 +61,16 @@ class ClassJudge:
         self.numbers: list[int] = []
         self.probabilities: list[np.ndarray] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         for number in range(len(self.source)):
             try:
-                image = self.source.open(number)
+                image = self.source.load(number)
             except ValueError as error:
                 self.damage.note(number, error)
             else:
                 yield number, image, self.source.target(number)
 
-    def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> np.ndarray:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
         self.numbers.append(number)
         self.probabilities.append(predictor.probabilities([predictor.prepare(image)])[0])
         return self.probabilities[-1]
@@ -97,7 +97,7 @@ class LabelSetJudge(ClassJudge):
     monitor, agrees_in = "mAP", "labels, said or not"
     thresholds: np.ndarray
 
-    def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> np.ndarray:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
         self.thresholds = predictor.thresholds
         return super().add(number, image, known, predictor)
 

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, Section
+from crossformerpp.recipes.schema import BaseRecipe, FolderSection, PixelSection, Section
 
 
-class ClassificationData(FolderSection):
+class ClassificationData(PixelSection, FolderSection):
     """Where the images come from and the size at which the network sees them.
 
     `root` holds images, a table of them, tar files, shards or a `datasets` copy.
@@ -20,8 +20,6 @@ class ClassificationData(FolderSection):
     size: int = Field(default=224, ge=32)
     eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     sampling: Literal["plain", "balanced", "sqrt"] = (
         "plain"  # how often training draws images of rare classes
     )
@@ -135,6 +133,21 @@ class ClassificationRecipe(BaseRecipe):
         ):
             if is_set:
                 raise ValueError(f"{what} is for one label per image, not for multi_label: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_augment(self) -> Self:
+        """Colours can be varied where there are some."""
+        if self.data.pixels.is_photograph:
+            return self
+        for name, off in (("auto_augment", None), ("color_jitter", 0.0)):
+            value = getattr(self.augment, name)
+            if value != off:
+                fix = f"--set augment.{name}={'null' if off is None else 0}"
+                raise ValueError(
+                    f"augment.{name}={value} changes the colours of 8-bit RGB photographs, which images with "
+                    f"data.channels={self.data.channels} and data.max_value={self.data.max_value} are not: {fix}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -5,10 +5,10 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, ScenesSection, Section
+from crossformerpp.recipes.schema import BaseRecipe, FolderSection, PixelSection, ScenesSection, Section
 
 
-class DetectionData(FolderSection):
+class DetectionData(PixelSection, FolderSection):
     """Where images and annotations come from, and the size at which the network sees them.
 
     The folder `root` is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
@@ -32,8 +32,6 @@ class DetectionData(FolderSection):
     empty_images: bool = True  # also train on images without objects
     flip: float = Field(default=0.5, ge=0, le=1)
     color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
+from crossformerpp.recipes.schema import BaseRecipe, PixelSection, ScenesSection, Section
 
 
-class SegmentationData(Section):
+class SegmentationData(PixelSection):
     """Where images and label masks come from. A folder `root` replaces digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
@@ -26,8 +26,6 @@ class SegmentationData(Section):
     )
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     scenes: ScenesSection = ScenesSection()
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="before")
     @classmethod

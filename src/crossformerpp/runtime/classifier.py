@@ -8,6 +8,7 @@ from PIL import Image
 
 from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.predictions import ClassPrediction, LabelPrediction, Predictor
+from crossformerpp.data.pixels import Pixels, PixelView
 from crossformerpp.runtime.files import ExportedNetwork
 
 
@@ -19,6 +20,7 @@ class OnnxClassifier(Predictor[ClassPrediction]):
     def __init__(self, network: ExportedNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network
         self.class_names: list[str] = network.about["class_names"]
+        self.pixels = network.pixels
         self.top_k = min(top_k, len(self.class_names))
         found = network.about.get("conformal")
         self.promise = None if found is None else Promise(**found)
@@ -41,14 +43,17 @@ class OnnxClassifier(Predictor[ClassPrediction]):
         (logits,) = self.network(np.concatenate(prepared))
         return logits
 
-    def network_input(self, image: Image.Image) -> np.ndarray:
-        """(1, 3, H, W), normalised."""
+    def network_input(self, image: Image.Image | Pixels) -> np.ndarray:
+        """(1, C, H, W), normalised."""
         return self.prepare(image)
 
-    def prepare(self, image: Image.Image) -> np.ndarray:
-        """(1, 3, H, W), normalised."""
+    def prepare(self, image: Image.Image | Pixels) -> np.ndarray:
+        """(1, C, H, W), normalised."""
         view = self.network.about["view"]
         short, (height, width) = view["short_side"], view["crop"]
+        if isinstance(image, Pixels):
+            seen = PixelView(short, (height, width), view["interpolation"])(image)
+            return self.network.normalise(seen.transpose(1, 2, 0), white=1.0)
         sides = (short * side // min(image.size) for side in image.size)
         image = image.resize((next(sides), next(sides)), Image.Resampling[view["interpolation"].upper()])
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)

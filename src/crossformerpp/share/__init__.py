@@ -93,6 +93,12 @@ def write_folder(
         ValueError: The run cannot be used, or the folder holds something.
     """
     saved = open_saved(run)
+    data: Any = getattr(saved.recipe, "data", None)
+    if not data.pixels.is_photograph:
+        raise ValueError(
+            f"{run}: a model of images with {data.channels} channel(s); the page and the card of a shared folder show "
+            "RGB photographs only. Hand on the run itself, or `crossformer export` it"
+        )
     refuse_taken(folder, overwrite)
     shown = [name for name in _PICTURES if pictures and (run / name).is_file()]
     address = f"{PREFIX}{repo}" if repo else f"local-dir:{folder.name}"

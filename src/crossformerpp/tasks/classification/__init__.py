@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm.data import create_transform
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, Normalize
 
 from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.data.balance import Labels, sample_weights
@@ -21,6 +21,8 @@ from crossformerpp.data.classification import (
 )
 from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.labelled import open_labelled
+from crossformerpp.data.pixel_tensors import PixelTensor, pixel_train_transform
+from crossformerpp.data.pixels import PixelView
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.classification import AugmentSection, ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
@@ -96,11 +98,11 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
     """
     data = recipe.data
     if data.source == "digits":
-        return open_digits(which, data.size)
+        return replace(open_digits(which, data.size), pixels=data.pixels)
     if data.source == "mnist":
-        return open_mnist(which, data.size)
+        return replace(open_mnist(which, data.size), pixels=data.pixels)
     if data.source == "digit_labels":
-        return open_digit_labels(which, data.size)
+        return replace(open_digit_labels(which, data.size), pixels=data.pixels)
     if data.root is None:
         raise ValueError("this recipe trains on a folder of images: pass --data FOLDER")
     return open_labelled(
@@ -111,16 +113,30 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
         val_fraction=data.val_fraction,
         seed=recipe.trainer.seed,
         class_names=class_names,
+        pixels=data.pixels,
     )
 
 
 def train_transform(recipe: ClassificationRecipe) -> Compose:
-    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor.
+    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor. Other images are cropped and
+    flipped by torchvision, and erased by timm.
 
     Raises:
         ValueError: timm does not know such an `augment.auto_augment`.
     """
     data, augment = recipe.data, recipe.augment
+    if not data.pixels.is_photograph:
+        return pixel_train_transform(
+            data.pixels,
+            data.size,
+            scale=augment.crop_scale,
+            ratio=augment.crop_ratio,
+            flip=augment.flip,
+            erasing=augment.random_erasing,
+            interpolation=data.interpolation,
+            mean=data.mean,
+            std=data.std,
+        )
     try:
         return _create_train_transform(data, augment)
     except (AssertionError, KeyError, ValueError) as error:
@@ -145,12 +161,21 @@ def _create_train_transform(data: ClassificationData, augment: AugmentSection) -
 
 
 def eval_transform(data: ClassificationData) -> Compose:
-    """timm's evaluation view: shorter side to `eval_resize`, centre crop of `size`, normalised."""
+    """timm's evaluation view: shorter side to `eval_resize`, centre crop of `size`, normalised. Images that are no RGB
+    photographs are seen alike, in floating point."""
+    if not data.pixels.is_photograph:
+        return Compose([PixelTensor(data.pixels, pixel_view(data)), Normalize(data.mean, data.std)])
     transform = create_transform(
         data.size, interpolation=data.interpolation, crop_pct=crop_share(data), mean=data.mean, std=data.std
     )
     assert data.eval_resize in (None, transform.transforms[0].size)
     return transform
+
+
+def pixel_view(data: ClassificationData) -> PixelView:
+    """What the network sees of images that are no RGB photographs."""
+    short_side = data.eval_resize or math.floor(data.size / 0.875)
+    return PixelView(short_side, (data.size, data.size), data.interpolation)
 
 
 def crop_share(data: ClassificationData) -> float:

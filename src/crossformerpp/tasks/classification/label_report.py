@@ -14,6 +14,7 @@ from crossformerpp.tasks.classification.report import (
     model_speed,
     open_classifier_run,
     percent,
+    picture_of,
     with_images,
 )
 
@@ -60,7 +61,7 @@ def _shown(run: ClassifierRun, answers: list[dict[str, str]]) -> list[Shown]:
         shares = predictor.probabilities([predictor.prepare(image)])[0]
         top = [(predictor.class_names[label], float(shares[label])) for label in (-shares).argsort()[:_TOP]]
         truth = None if row["correct"] == "1" else _listed(row["labels"])
-        shown.append(Shown(image, row["sample"], truth, top, _listed(row["predicted"])))
+        shown.append(Shown(picture_of(image), row["sample"], truth, top, _listed(row["predicted"])))
     return shown
 
 

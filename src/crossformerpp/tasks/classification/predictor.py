@@ -12,9 +12,10 @@ from torchvision.transforms import Compose
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.analysis.predictions import ClassPrediction, LabelPrediction, Predictor
+from crossformerpp.data.pixel_tensors import PixelTensor
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import create_model
-from crossformerpp.tasks.classification import eval_transform
+from crossformerpp.tasks.classification import eval_transform, pixel_view
 from crossformerpp.tasks.classification.promise import read_promise
 from crossformerpp.tasks.classification.thresholds import read_thresholds
 from crossformerpp.tasks.loading import load_weights
@@ -22,7 +23,8 @@ from crossformerpp.tasks.saved import SavedRun
 
 
 class ClassificationPredictor(Predictor[ClassPrediction]):
-    """A trained classifier, ready for images. `prepare` gives 3 × size × size bytes."""
+    """A trained classifier, ready for images. `prepare` gives 3 × size × size bytes, or floating point of
+    other images than RGB photographs."""
 
     batch_size = 32
 
@@ -38,11 +40,19 @@ class ClassificationPredictor(Predictor[ClassPrediction]):
         model = create_model(saved.recipe.model, num_classes=len(saved.class_names))
         load_weights(model, saved.weights, saved.path)
         self.model = model.eval().to(self.device)
-        *view, _to_tensor, normalize = eval_transform(saved.recipe.data).transforms
-        self.prepare = Compose([*view, pil_to_tensor])  # a quarter of the bytes that normalised images have
+        data = saved.recipe.data
+        self.pixels = data.pixels
+        if self.pixels.is_photograph:
+            *view, _to_tensor, _normalize = eval_transform(data).transforms
+            self.prepare = Compose(
+                [*view, pil_to_tensor]
+            )  # a quarter of the bytes that normalised images have
+            self.white = 255.0
+        else:
+            self.prepare = PixelTensor(self.pixels, pixel_view(data))
+            self.white = 1.0
         self.mean, self.std = (
-            torch.as_tensor(values, device=self.device).view(-1, 1, 1)
-            for values in (normalize.mean, normalize.std)
+            torch.as_tensor(values, device=self.device).view(-1, 1, 1) for values in (data.mean, data.std)
         )
         self.promise = read_promise(saved)
         self.columns: Sequence[str] = ClassPrediction.columns_with(self.promise)
@@ -61,7 +71,9 @@ class ClassificationPredictor(Predictor[ClassPrediction]):
     def logits(self, prepared: Sequence[Tensor]) -> Tensor:
         """(B, K) of float32."""
         pixels = torch.stack(list(prepared)).to(self.device, non_blocking=True)
-        images = pixels.float().div_(255).sub_(self.mean).div_(self.std)  # as `eval_transform`, to the bit
+        images = (
+            pixels.float().div_(self.white).sub_(self.mean).div_(self.std)
+        )  # as `eval_transform`, to the bit
         return self.model(images).float()
 
 

@@ -16,6 +16,7 @@ from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.analysis.report import DrawnFigure, Report, Shown, Table
 from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.names import read_text
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.layers.attention import GroupAttention
 from crossformerpp.models.crossformer import CrossFormer
 from crossformerpp.recipes.classification import ClassificationRecipe
@@ -140,7 +141,7 @@ def _chosen(answers: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], li
 
 def with_images(
     run: ClassifierRun, answers: Sequence[dict[str, str]]
-) -> Iterator[tuple[dict[str, str], Image.Image]]:
+) -> Iterator[tuple[dict[str, str], Image.Image | Pixels]]:
     """Rows of predictions.csv, with their images.
 
     Raises:
@@ -152,14 +153,19 @@ def with_images(
             raise ValueError(
                 f"{run.path / 'predictions.csv'}: names {row['sample']}, which is no longer in the data; {REPAIR}"
             )
-        yield row, run.source.open(numbers[row["sample"]])
+        yield row, run.source.load(numbers[row["sample"]])
+
+
+def picture_of(image: Image.Image | Pixels) -> Image.Image:
+    """An RGB picture of an image as the predictor takes it."""
+    return image if isinstance(image, Image.Image) else image.preview()
 
 
 def _shown(run: ClassifierRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
     shown = []
     for row, image in with_images(run, answers):
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
-        shown.append(Shown(image, row["sample"], truth, run.predictor(image).top))
+        shown.append(Shown(picture_of(image), row["sample"], truth, run.predictor(image).top))
     return shown
 
 
