@@ -69,7 +69,7 @@ def predict(
     predictor = room.load_predictor(
         checkpoint, device, overrides or (), budget=budget, cascade=cascade, **options
     )
-    found = room.open_images(images)
+    found = room.open_images(images, predictor.pixels.extensions)
     folder = out or fresh_folder(Path("predictions"))
     batch_size = batch_size or predictor.batch_size
     if workers is None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset, default_collate
 
+from crossformerpp.data.balance import Labels
 from crossformerpp.data.files import find_folders
 from crossformerpp.data.problems import Problems
 
@@ -15,7 +17,10 @@ from crossformerpp.data.problems import Problems
 Which = Literal["train", "val", "test"]
 
 
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+_FOLDERS: dict[Which, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+}
 _TEST_FOLDERS = ("test", "testing")  # of use for validation where there is nothing else
 
 
@@ -32,7 +37,10 @@ class Split:
         collate: List of samples to a batch.
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
         names: What the samples are called, to tell whether the data changed.
+        labels: Of a classifier's samples, each its class or all its classes.
+        weights: How often each sample is drawn in training, relative to others.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
+        found: What the folder was taken for, as people are told; "" for built-in data.
     """
 
     dataset: Dataset
@@ -40,7 +48,17 @@ class Split:
     collate: Callable[[list[Any]], Any] = default_collate
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
+    labels: Labels | None = None
+    weights: np.ndarray | None = None
     is_drawn: bool = False
+    found: str = ""
+
+
+def split_named(name: str) -> Which | None:
+    """The split that a data set means by a name, in any case; None: none."""
+    name = name.strip().lower()
+    known: dict[Which, Sequence[str]] = {**_FOLDERS, "test": _TEST_FOLDERS}
+    return next((split for split, names in known.items() if name in names), None)
 
 
 def split_folders(

@@ -38,6 +38,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from crossformerpp.data.names import printable, read_json
+from crossformerpp.data.names import printable, read_json, without_controls
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json
@@ -72,6 +73,8 @@ from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
+from crossformerpp.tasks.classification.thresholds import keep_thresholds, read_thresholds
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -197,6 +200,10 @@ def evaluate(
     overrides = list(overrides)
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
+    if conformal is not None and getattr(saved.recipe, "multi_label", False):
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
     if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
         raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
     recipe = evaluated_recipe(saved, root, overrides)
@@ -204,6 +211,8 @@ def evaluate(
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
         warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
+    else:
+        say_found(None, split)
     trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
@@ -215,6 +224,8 @@ def evaluate(
         evaluation, promise = promises.judge_promise(
             evaluation, promises.read_promise(saved), conformal, is_other=root is not None
         )
+    if isinstance(evaluation, LabelSetEvaluation) and root is not None:
+        evaluation = replace(evaluation, thresholds=read_thresholds(saved))
     if out is not None and trainer.is_global_zero:
         about = {
             "checkpoint": str(saved.path),
@@ -227,6 +238,9 @@ def evaluate(
             evaluation.write(draft, split)
     if promise is not None and conformal is not None and trainer.is_global_zero:
         promises.write_promise(saved, promise)
+    is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
+    if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
+        keep_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
 
 
@@ -261,6 +275,17 @@ def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer
     return module
 
 
+def say_found(train: Split | None, val: Split) -> None:
+    """Say on stderr what a folder of data was taken for; nothing of built-in data."""
+    if val.found and is_first():
+        counts = f"{num_samples(val)} val images"
+        if train is not None:
+            drawn = ", split by lot" if train.is_drawn else ""
+            counts = f"{num_samples(train)} train / {counts}{drawn}"
+        text = f"found: {val.found}, {counts}, {len(val.class_names)} classes"
+        print(without_controls(printable(text)), file=sys.stderr)
+
+
 def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str) -> None:
     """Warn where a split is not the one that a checkpoint's mark says."""
     text = data_change(before, split)
@@ -283,6 +308,7 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     plan = Plan.of(recipe.trainer, num_samples(train_split))
     if recipe.trainer.overfit_batch:
         train_split = first_batch(train_split, recipe.trainer)
+    say_found(train_split, val_split)
     marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
     data = RunData(recipe.trainer, val_split, train_split, plan)
     data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
@@ -290,6 +316,7 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         module = task.module(recipe, train_split.class_names)
+    module.meet(train_split)
     module.plan, module.data_marks = plan, marks
     module.configure_optimizers()  # for its errors
     return module, data

@@ -5,15 +5,16 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, ScenesSection, Section
+from crossformerpp.recipes.schema import BaseRecipe, FolderSection, PixelSection, ScenesSection, Section
 
 
-class DetectionData(FolderSection):
+class DetectionData(PixelSection, FolderSection):
     """Where images and annotations come from, and the size at which the network sees them.
 
     The folder `root` is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
     plain one (annotations/instances_train.json, images/train/ or train/) and that of exports
-    (train/_annotations.coco.json). Files of other names are given one by one, relative to the folder.
+    (train/_annotations.coco.json), for YOLO's data.yaml and for Pascal VOC's Annotations. COCO files of other names are
+    given one by one, relative to the folder.
     """
 
     source: Literal["digit_scenes", "folder"] = "folder"
@@ -21,14 +22,16 @@ class DetectionData(FolderSection):
     train_images: Path | None = None
     val_annotations: Path | None = None
     val_images: Path | None = None
+    format: Literal["auto", "coco", "yolo", "voc"] = "auto"  # which one, where a folder holds several
+    val_fraction: float = Field(
+        default=0.2, gt=0, lt=1
+    )  # where the folder has no validation split of its own
     scenes: ScenesSection = ScenesSection()
     short_side: tuple[PositiveInt, ...] = (800,)  # training: one of them at random; evaluation: the last
     long_side: PositiveInt = 1333  # at most
     empty_images: bool = True  # also train on images without objects
     flip: float = Field(default=0.5, ge=0, le=1)
     color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

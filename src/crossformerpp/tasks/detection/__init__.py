@@ -1,12 +1,14 @@
 """Object detection and instance segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from crossformerpp.analysis.predictions import Predictor
-from crossformerpp.data.coco import CocoSet, find_split, open_coco
+from crossformerpp.data.coco import CocoSet, Half, find_split, open_coco
 from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
 from crossformerpp.data.names import printable
+from crossformerpp.data.objects import open_objects
 from crossformerpp.data.scenes import default_folder, write_digit_scenes
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe
@@ -25,15 +27,16 @@ class Detection:
         assert isinstance(recipe, DetectionRecipe)
         with_masks = recipe.detector.name == "mask_rcnn"
         data = recipe.data
-        half: Literal["train", "val"] = "train" if which == "train" else "val"
-        coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
+        coco, found = _open(recipe, which, class_names, with_masks)
+        described: dict[str, Any] = {"names": _names(coco), "is_drawn": coco.is_drawn, "found": found}
         if which != "train":
-            return Split(EvalImages(coco, with_masks), coco.class_names, collate, names=_names(coco))
+            return Split(EvalImages(coco, with_masks), coco.class_names, collate, **described)
         coco = _for_training(coco, data)
         transform = train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
         groups = aspect_groups(coco.images)
         dataset = TrainImages(coco, transform, with_masks)
-        return Split(dataset, coco.class_names, collate, groups, names=_names(coco))
+        described["names"] = _names(coco)
+        return Split(dataset, coco.class_names, collate, groups, **described)
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.detection.model import build_detector, start_from
@@ -52,15 +55,20 @@ class Detection:
         return DetectionPredictor(saved, **options)
 
 
-def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split.
+def _open(
+    recipe: DetectionRecipe, which: Which, class_names: list[str] | None, with_masks: bool
+) -> tuple[CocoSet, str]:
+    """The annotated images of a split, and what their folder was taken for.
 
     Raises:
         ValueError: The recipe names no data, or they are not where it says they are.
     """
+    data = recipe.data
+    half: Half = "train" if which == "train" else "val"
+    options: dict[str, Any] = {"class_names": class_names, "with_masks": with_masks}
     if data.source == "digit_scenes":
         sizes = data.scenes.train, data.scenes.val, data.scenes.size, data.scenes.seed
-        return find_split(write_digit_scenes(default_folder(*sizes), *sizes), half)
+        return open_coco(*find_split(write_digit_scenes(default_folder(*sizes), *sizes), half), **options), ""
     annotations, images = (
         (data.train_annotations, data.train_images)
         if half == "train"
@@ -68,10 +76,19 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
     )
     if annotations is not None and images is not None:
         root = data.root or Path()
-        return root / annotations, root / images
+        return open_coco(root / annotations, root / images, **options), f"COCO detection set, {annotations}"
     if data.root is None:
-        raise ValueError("this recipe trains on a folder in COCO's format: pass --data FOLDER")
-    return find_split(data.root, half)
+        raise ValueError("this recipe trains on a folder of annotated images: pass --data FOLDER")
+    found, coco = open_objects(
+        data.root,
+        half,
+        wanted=None if data.format == "auto" else data.format,
+        val_fraction=data.val_fraction,
+        seed=recipe.trainer.seed,
+        is_whole=which == "test",
+        **options,
+    )
+    return coco, str(found)
 
 
 def _names(coco: CocoSet) -> list[str]:
@@ -86,4 +103,4 @@ def _for_training(coco: CocoSet, data: DetectionData) -> CocoSet:
     kept = [i for i in coco.images if min(i.width, i.height) * data.long_side >= max(i.width, i.height)]
     if not data.empty_images:
         kept = [image for image in kept if any(not it.is_crowd for it in image.objects)]
-    return CocoSet(kept, coco.class_names, coco.category_ids, coco.problems)
+    return replace(coco, images=kept)
