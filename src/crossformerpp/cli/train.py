@@ -20,6 +20,13 @@ Budget = Annotated[
         help="Cost of an image, 30ms or 2.1GMACs: a setting that `analyze budget` found in the run."
     ),
 ]
+Tiles = Annotated[
+    int | None,
+    typer.Option(help="Look at images in squares of so many pixels (detection, segmentation)."),
+]
+Overlap = Annotated[
+    float | None, typer.Option(help="Share of a tile that its neighbour sees, too; default: 0.2.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -88,6 +95,8 @@ def evaluate(
         Path | None,
         typer.Option(help="Of an exported file: the run it was made from, to be compared with."),
     ] = None,
+    tiles: Tiles = None,
+    overlap: Overlap = None,
     conformal: Annotated[
         float | None,
         typer.Option(
@@ -118,6 +127,7 @@ def evaluate(
             root=data,
             checkpoint=checkpoint,
             overrides=overrides or (),
+            tiles=(tiles, overlap),
             conformal=conformal,
             track=lambda items, total: track(items, total, "eval"),
         )
@@ -125,7 +135,14 @@ def evaluate(
         certificate.write_results(found, folder)
         beside = found.write()
     else:
-        metrics = engine.evaluate(run, root=data, out=folder, overrides=overrides or (), conformal=conformal)
+        metrics = engine.evaluate(
+            run,
+            root=data,
+            out=folder,
+            overrides=overrides or (),
+            tiles=(tiles, overlap),
+            conformal=conformal,
+        )
     if not engine.is_first():
         return
     if as_json:

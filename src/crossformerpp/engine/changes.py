@@ -17,6 +17,7 @@ FIXED = (
     "frozen_backbone",
     "data.source",
     "data.val_fraction",
+    "data.tiles",
     "ema",
     "optim.name",
     "optim.layer_decay",

@@ -1,11 +1,26 @@
 """Object detection and instance segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch.utils.data import Dataset
+
 from crossformerpp.analysis.predictions import Predictor
+from crossformerpp.analysis.tiled import TiledPredictor
 from crossformerpp.data.coco import CocoSet, find_split, open_coco
-from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
+from crossformerpp.data.detection import (
+    EvalImages,
+    TrainImages,
+    TrainTile,
+    aspect_groups,
+    collate,
+    cut_tiles,
+    jitter_transform,
+    train_transform,
+    whole_tiles,
+)
+from crossformerpp.data.mixing import MixedImages
 from crossformerpp.data.names import printable
 from crossformerpp.data.scenes import default_folder, write_digit_scenes
 from crossformerpp.data.split import Split, Which
@@ -29,11 +44,12 @@ class Detection:
         coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
         if which != "train":
             return Split(EvalImages(coco, with_masks), coco.class_names, collate, names=_names(coco))
-        coco = _for_training(coco, data)
-        transform = train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
-        groups = aspect_groups(coco.images)
-        dataset = TrainImages(coco, transform, with_masks)
-        return Split(dataset, coco.class_names, collate, groups, names=_names(coco))
+        tiles = _for_training(coco, data)
+        dataset: Dataset = TrainImages(tiles, _transform(data), with_masks)
+        if data.copy_paste or data.mosaic:
+            dataset = MixedImages(dataset, data.copy_paste, data.mosaic, data.min_visible)
+        groups = aspect_groups(tiles) if data.jitter is None else None
+        return Split(dataset, coco.class_names, collate, groups, names=[_name(part) for part in tiles])
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.detection.model import build_detector, start_from
@@ -49,7 +65,10 @@ class Detection:
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
         from crossformerpp.tasks.detection.predictor import DetectionPredictor
 
-        return DetectionPredictor(saved, **options)
+        predictor = DetectionPredictor(saved, **options)
+        assert isinstance(saved.recipe, DetectionRecipe)
+        tiles = saved.recipe.data.tiles
+        return predictor if tiles is None else TiledPredictor(predictor, tiles)
 
 
 def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path, Path]:
@@ -59,7 +78,8 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
         ValueError: The recipe names no data, or they are not where it says they are.
     """
     if data.source == "digit_scenes":
-        sizes = data.scenes.train, data.scenes.val, data.scenes.size, data.scenes.seed
+        scenes = data.scenes
+        sizes = scenes.train, scenes.val, scenes.size, scenes.seed, scenes.digits, scenes.side
         return find_split(write_digit_scenes(default_folder(*sizes), *sizes), half)
     annotations, images = (
         (data.train_annotations, data.train_images)
@@ -78,12 +98,44 @@ def _names(coco: CocoSet) -> list[str]:
     return [printable(image.path.name) for image in coco.images]
 
 
-def _for_training(coco: CocoSet, data: DetectionData) -> CocoSet:
-    """Without images so thin that nothing is left of them when their long side fits, and without empty ones if asked.
+def _for_training(coco: CocoSet, data: DetectionData) -> list[TrainTile]:
+    """The images or their tiles, without those so thin that nothing is left of them when their long side fits, and
+    without empty ones if asked.
 
     An image with nothing but a crowd is empty too.
     """
-    kept = [i for i in coco.images if min(i.width, i.height) * data.long_side >= max(i.width, i.height)]
+    if data.tiles is None:
+        parts = whole_tiles(coco.images)
+    else:
+        section = data.tiles
+        parts = cut_tiles(coco.images, section.size, section.overlap, section.whole, data.min_visible)
+    kept = [part for part in parts if not _is_thin(part, data.long_side)]
     if not data.empty_images:
-        kept = [image for image in kept if any(not it.is_crowd for it in image.objects)]
-    return CocoSet(kept, coco.class_names, coco.category_ids, coco.problems)
+        kept = [part for part in kept if part.objects]
+    return kept
+
+
+def _is_thin(part: TrainTile, long_side: int) -> bool:
+    left, top, right, bottom = part.tile
+    sides = right - left, bottom - top
+    return min(sides) * long_side < max(sides)
+
+
+def _transform(data: DetectionData) -> Callable[..., Any]:
+    if data.jitter is None:
+        return train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
+    red, green, blue = (round(255 * mean) for mean in data.mean)
+    return jitter_transform(
+        data.jitter.size,
+        data.jitter.scale,
+        data.min_visible,
+        (red, green, blue),
+        data.flip,
+        data.color_jitter,
+    )
+
+
+def _name(part: TrainTile) -> str:
+    name, tile = printable(part.image.path.name), part.tile
+    is_whole = tile == (0, 0, part.image.width, part.image.height)
+    return name if is_whole else f"{name} {tile.left},{tile.top},{tile.right},{tile.bottom}"
