@@ -1,5 +1,6 @@
 """`crossformer train` and `crossformer eval`."""
 
+import csv
 import shlex
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_metrics, track
+from crossformerpp.cli.output import say, show_json, show_metrics, show_table, track
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder; sets data.root of the recipe.")]
 Overrides = Annotated[
@@ -76,6 +77,7 @@ def train(
         show_json({"run": str(run), **metrics})
     else:
         show_metrics(metrics, f"{run}: final evaluation of {find_checkpoint(run).name}")
+        _show_errors(run)
         say(f"the run is in {run}: metrics, pictures, checkpoints, recipe.yaml")
 
 
@@ -149,9 +151,20 @@ def evaluate(
         show_json({"run": str(run), **metrics})
         return
     show_metrics(metrics, str(run))
+    _show_errors(folder)
     say(f"metrics.json and pictures are in {folder}")
     if beside is not None:
         say(f"the certificate is in {run} and in {beside}")
+
+
+def _show_errors(folder: Path) -> None:
+    """A table of a detector's errors by kind, if the evaluation counted them."""
+    file = folder / "error_kinds.csv"
+    if not file.is_file():
+        return
+    with file.open(newline="", encoding="utf-8") as opened:
+        header, *rows = csv.reader(opened)
+    show_table([name.replace("_", " ") for name in header], rows, "errors of the boxes, all in errors.csv")
 
 
 def is_exported(path: Path) -> bool:

@@ -1,8 +1,8 @@
 """One split of a data set as the engine wants it, and the folders that splits lie in."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Split:
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
         names: What the samples are called, to tell whether the data changed.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
+        counts: What else people want to know of its size, by name.
     """
 
     dataset: Dataset
@@ -41,6 +42,7 @@ class Split:
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
     is_drawn: bool = False
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def split_folders(

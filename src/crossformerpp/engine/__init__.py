@@ -110,6 +110,9 @@ def train(
             write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
+            if data.train is not None and data.train.counts:
+                counts = ", ".join(f"{count:,} {name}" for name, count in data.train.counts.items())
+                print(f"training data: {counts}", file=sys.stderr)
         _fit(module, data, run)
         return evaluate(out, out=out)
 
@@ -392,6 +395,7 @@ def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
         "params": sum(parameter.numel() for parameter in module.model.parameters()),
         "classes": len(module.class_names),
         "train_samples": num_samples(data.train),
+        "train_counts": dict(data.train.counts),
         "val_samples": num_samples(data.val),
         "started_from": module.started_from and module.started_from.to_json(),
     }

@@ -1,6 +1,7 @@
 """Object detection and instance segmentation as a `tasks.Task`. Only `module` needs the trainer."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from crossformerpp.data.detection import (
 )
 from crossformerpp.data.mixing import MixedImages
 from crossformerpp.data.names import printable
+from crossformerpp.data.problems import Problems
 from crossformerpp.data.scenes import default_folder, write_digit_scenes
 from crossformerpp.data.split import Split, Which
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe
@@ -49,7 +51,9 @@ class Detection:
         if data.copy_paste or data.mosaic:
             dataset = MixedImages(dataset, data.copy_paste, data.mosaic, data.min_visible)
         groups = aspect_groups(tiles) if data.jitter is None else None
-        return Split(dataset, coco.class_names, collate, groups, names=[_name(part) for part in tiles])
+        counts = _counts(tiles, data.tiles is not None)
+        names = [_name(part) for part in tiles]
+        return Split(dataset, coco.class_names, collate, groups, names=names, counts=counts)
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.detection.model import build_detector, start_from
@@ -100,7 +104,7 @@ def _names(coco: CocoSet) -> list[str]:
 
 def _for_training(coco: CocoSet, data: DetectionData) -> list[TrainTile]:
     """The images or their tiles, without those so thin that nothing is left of them when their long side fits, and
-    without empty ones if asked.
+    without empty ones if asked; a warning counts and names what is left out.
 
     An image with nothing but a crowd is empty too.
     """
@@ -109,10 +113,30 @@ def _for_training(coco: CocoSet, data: DetectionData) -> list[TrainTile]:
     else:
         section = data.tiles
         parts = cut_tiles(coco.images, section.size, section.overlap, section.whole, data.min_visible)
-    kept = [part for part in parts if not _is_thin(part, data.long_side)]
-    if not data.empty_images:
-        kept = [part for part in kept if part.objects]
+    kept, left_out = [], Problems()
+    for part in parts:
+        if _is_thin(part, data.long_side):
+            left_out.add(f"too thin for data.long_side={data.long_side}", _name(part))
+        elif not part.objects and not data.empty_images:
+            left_out.add("without objects (data.empty_images=false)", _name(part))
+        else:
+            kept.append(part)
+    if left_out.found:
+        warnings.warn(f"left out of training: {left_out}", stacklevel=2)
     return kept
+
+
+def _counts(parts: Sequence[TrainTile], are_tiles: bool) -> dict[str, int]:
+    counts = {"images": len({part.image.id for part in parts})}
+    if are_tiles:
+        counts["tiles"] = len(parts)
+    counts["objects"] = sum(len(part.objects) for part in parts)
+    counts["tiles without objects" if are_tiles else "without objects"] = sum(
+        not part.objects for part in parts
+    )
+    if are_tiles:
+        counts["objects of which a tile shows too little"] = sum(part.num_cut for part in parts)
+    return counts
 
 
 def _is_thin(part: TrainTile, long_side: int) -> bool:
