@@ -180,6 +180,8 @@ def test_images_without_objects_are_counted_and_those_left_out_are_named(scenes,
     with pytest.warns(UserWarning, match=r"left out of training: 1 × too thin .* \(panorama.png\)"):
         split = counted(scenes, **files)
     assert split.counts == {"images": 8, "objects": len(page["annotations"]), "without objects": empty}
+    with pytest.warns(UserWarning, match=r"too thin for data.jitter, .* 9.6 \(panorama.png\)"):
+        counted(scenes, **files, jitter={"size": 96, "scale": [0.1, 2.0]})
     with pytest.warns(UserWarning, match=rf"{empty} × without objects .*00000.jpg"):
         split = counted(scenes, **files, empty_images=False)
     assert split.counts["without objects"] == 0

@@ -114,9 +114,13 @@ def _for_training(coco: CocoSet, data: DetectionData) -> list[TrainTile]:
         section = data.tiles
         parts = cut_tiles(coco.images, section.size, section.overlap, section.whole, data.min_visible)
     kept, left_out = [], Problems()
+    long_side, setting = float(data.long_side), f"data.long_side={data.long_side}"
+    if data.jitter is not None:
+        long_side = data.jitter.size * data.jitter.scale[0]
+        setting = f"data.jitter, which makes a long side {long_side:g}"
     for part in parts:
-        if _is_thin(part, data.long_side):
-            left_out.add(f"too thin for data.long_side={data.long_side}", _name(part))
+        if _is_thin(part, long_side):
+            left_out.add(f"too thin for {setting}", _name(part))
         elif not part.objects and not data.empty_images:
             left_out.add("without objects (data.empty_images=false)", _name(part))
         else:
@@ -139,7 +143,7 @@ def _counts(parts: Sequence[TrainTile], are_tiles: bool) -> dict[str, int]:
     return counts
 
 
-def _is_thin(part: TrainTile, long_side: int) -> bool:
+def _is_thin(part: TrainTile, long_side: float) -> bool:
     left, top, right, bottom = part.tile
     sides = right - left, bottom - top
     return min(sides) * long_side < max(sides)
