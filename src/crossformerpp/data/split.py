@@ -1,8 +1,8 @@
 """One split of a data set as the engine wants it, and the folders that splits lie in."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class Split:
         weights: How often each sample is drawn in training, relative to others.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
         found: What the folder was taken for, as people are told; "" for built-in data.
+        counts: What else people want to know of its size, by name.
     """
 
     dataset: Dataset
@@ -52,6 +53,7 @@ class Split:
     weights: np.ndarray | None = None
     is_drawn: bool = False
     found: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def split_named(name: str) -> Which | None:

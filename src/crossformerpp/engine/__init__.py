@@ -70,6 +70,7 @@ from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.recipes.tiles import tile_overrides
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
@@ -112,6 +113,9 @@ def train(
             write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
+            if data.train is not None and data.train.counts:
+                counts = ", ".join(f"{count:,} {name}" for name, count in data.train.counts.items())
+                print(f"training data: {counts}", file=sys.stderr)
         _fit(module, data, run)
         return evaluate(out, out=out)
 
@@ -182,6 +186,7 @@ def evaluate(
     root: Path | None = None,
     out: Path | None = None,
     overrides: Iterable[str] = (),
+    tiles: tuple[int | None, float | None] = (None, None),
     conformal: float | None = None,
 ) -> dict[str, float]:
     """Evaluate a run or a checkpoint on its validation data, or on other data.
@@ -190,6 +195,7 @@ def evaluate(
         root: A folder of data to use instead of the run's own.
         out: Where to write metrics.json, tables and pictures; None: nowhere.
         overrides: `a.b=value` texts, e.g. another data.size or trainer.workers.
+        tiles: Side and overlap of the tiles to look at images in; see `recipes.tiles.tile_overrides`.
         conformal: Calibrate a classifier's answers to hold the truth with this probability, and keep the threshold
             beside the weights.
 
@@ -197,7 +203,7 @@ def evaluate(
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
-    overrides = list(overrides)
+    overrides = [*overrides, *tile_overrides(saved.recipe.task, *tiles)]
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
     if conformal is not None and getattr(saved.recipe, "multi_label", False):
@@ -416,6 +422,7 @@ def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
         "params": sum(parameter.numel() for parameter in module.model.parameters()),
         "classes": len(module.class_names),
         "train_samples": num_samples(data.train),
+        "train_counts": dict(data.train.counts),
         "val_samples": num_samples(data.val),
         "started_from": module.started_from and module.started_from.to_json(),
     }

@@ -18,6 +18,7 @@ FIXED = (
     "multi_label",
     "data.source",
     "data.val_fraction",
+    "data.tiles",
     "ema",
     "optim.name",
     "optim.layer_decay",

@@ -21,6 +21,7 @@ import numpy as np
 
 import crossformerpp
 from crossformerpp.analysis.conformal import Promise
+from crossformerpp.analysis.tiled import TiledPredictor
 from crossformerpp.data.names import printable
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, replacing_path, to_json, write_json
@@ -28,6 +29,7 @@ from crossformerpp.export.judges import Judge, LabelSetJudge, open_judge
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.load import apply_overrides, parse_page, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.recipes.tiles import tile_overrides
 from crossformerpp.runtime import open_predictor, predictor_of
 from crossformerpp.runtime.files import KEY
 from crossformerpp.tasks import find_task
@@ -149,6 +151,7 @@ def certify(
     root: Path | None = None,
     checkpoint: Path | None = None,
     overrides: Iterable[str] = (),
+    tiles: tuple[int | None, float | None] = (None, None),
     conformal: float | None = None,
     track: Any = lambda items, total: items,
 ) -> Certificate:
@@ -158,6 +161,7 @@ def certify(
         root: The data; default: the checkpoint's validation data, or those of a built-in recipe.
         checkpoint: What the file was made from.
         overrides: `a.b=value` texts that change how the recipe finds its data.
+        tiles: Side and overlap of the tiles that an exported detector looks at images in.
         conformal: Calibrate a classifier's answers for this coverage.
         track: Shows progress over (items, their number).
 
@@ -173,15 +177,24 @@ def certify(
         raise ValueError(
             "--conformal is for one label per image; with multi_label every class has its threshold"
         )
+    if about["task"] == "segmentation" and tiles[0] is not None:
+        raise ValueError(
+            f"{path}: an exported segmenter looks at whole images; evaluate its run with --tiles"
+        )
+    overrides = [*overrides, *tile_overrides(about["task"], *tiles)]
     recipe = _recipe(path, about, saved, overrides, root)
     names = about.get("labels") or about["class_names"]
     if saved is not None and (saved.recipe.task, saved.class_names) != (about["task"], names):
         raise ValueError(f"{path} was not made from {checkpoint}: another task, or other classes")
     split = find_task(recipe.task).split(recipe, "val" if root is None else "test", names)
     options = {"min_score": recipe.detector.min_score} if isinstance(recipe, DetectionRecipe) else {}
-    predictor = predictor_of(network, path, **options)
+    predictor: Any = predictor_of(network, path, **options)
     ours, theirs = open_judge(split, recipe), open_judge(split, recipe)
-    reference = None if saved is None else find_task(recipe.task).predictor(saved, device="cpu", **options)
+    if isinstance(recipe, DetectionRecipe) and recipe.data.tiles is not None:
+        predictor = TiledPredictor(predictor, recipe.data.tiles)
+    reference = None
+    if saved is not None:
+        reference = find_task(recipe.task).predictor(replace(saved, recipe=recipe), device="cpu", **options)
     images = _run(ours, theirs, predictor, reference, split, track)
     evaluation = _evaluation(ours, is_other=root is not None)
     promise = None
