@@ -64,6 +64,8 @@ TRAIN_EXTRA = (
     "tensorboard",
     "matplotlib",
     "sklearn",
+    "skimage",
+    "scipy",
     "jinja2",
 )
 

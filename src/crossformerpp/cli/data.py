@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
+from crossformerpp.cli.doctor import doctor, values_of
 from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
 
 app = typer.Typer(
-    help="Check a data set in COCO's format, or of images and masks; write digit_scenes.",
+    help="Check a data set, look for what is likely wrong with it; write digit_scenes.",
     no_args_is_help=True,
 )
+app.command()(doctor)
 
 
 @app.command()
@@ -45,7 +47,7 @@ def check(
     if not is_of_masks or annotations:
         reports += _check_coco(path, images, as_json)
     if is_of_masks:
-        reports += _check_masks(path, palette, ignore_label, _values(mask_values), as_json)
+        reports += _check_masks(path, palette, ignore_label, values_of(mask_values), as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
@@ -74,15 +76,6 @@ def _check_masks(
         if not as_json:
             show(f"{path}, masks, {which}:")
             _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
-
-
-def _values(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(value) for value in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--mask-values {text}: expected whole numbers such as 0,255") from None
 
 
 def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:

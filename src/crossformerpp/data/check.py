@@ -66,7 +66,7 @@ def check_coco(path: Path, images: Path | None = None) -> Iterator[SetReport]:
         ValueError: There is nothing to check, or the file is not in COCO's format.
     """
     if not path.is_dir():
-        yield _check(path, images or _folder_of(path))
+        yield _check(path, images or folder_of(path))
         return
     pairs: list[tuple[Path, Path]] = []
     missing: list[str] = []
@@ -146,7 +146,7 @@ def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
                 coco.problems.add("empty mask", name)
 
 
-def _folder_of(annotations: Path) -> Path:
+def folder_of(annotations: Path) -> Path:
     """The image folder of an annotation file in one of the usual layouts; otherwise where the file lies."""
     for root in annotations.parents[:2]:
         for split in _SPLITS:
