@@ -234,13 +234,8 @@ def test_objects_with_wrong_classes_and_odd_boxes_are_found(scenes: Path, tmp_pa
     page["annotations"].append({**first, "id": 9999, "bbox": [5, 5, 0, 9]})
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(page))
-    (tmp_path / "images").symlink_to(scenes / "images" / "train")
-    subjects = open_subjects(file)
-    assert subjects.task == "detection"
-    assert len(subjects.samples) == 0  # the images are elsewhere
-    (tmp_path / "annotations").mkdir()
-    file.rename(tmp_path / "annotations" / "instances_train.json")
-    found = examine(open_subjects(tmp_path)).findings
+    assert not open_subjects(file).samples  # the images are elsewhere
+    found = examine(open_subjects(file, images=scenes / "images" / "train")).findings
     details = Counter(f.detail.partition(":")[0] for f in found if f.kind == "odd box")
     assert set(odd) <= set(details)
     assert any(f.detail == "degenerate box" for f in found if f.kind == "annotation problem")
@@ -333,6 +328,7 @@ def test_features_of_a_run_and_of_a_timm_model(tmp_path: Path, capsys: pytest.Ca
         (["photos", "--task", "detection"], "no annotations in COCO's format"),
         (["photos", "--task", "segmentation"], "what are the classes called?"),
         (["photos", "--pretrained"], "--model"),
+        (["photos", "--out", "photos/doctor"], "inside the data"),
     ],
 )
 def test_what_cannot_be_examined_is_said(

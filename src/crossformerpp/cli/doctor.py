@@ -34,6 +34,7 @@ def doctor(
         float, typer.Option(min=0.5, max=1.0, help="Least cosine similarity of near duplicates.")
     ] = 0.95,
     labels: Annotated[bool, typer.Option(help="Look for label errors.")] = True,
+    images: Annotated[Path | None, typer.Option(help="As of `data check`.")] = None,
     palette: Annotated[Path | None, typer.Option(help="As of `data check`.")] = None,
     ignore_label: Annotated[int, typer.Option(min=0, max=65535, help="As of `data check`.")] = 255,
     mask_values: Annotated[str | None, typer.Option(help="As of `data check`.")] = None,
@@ -50,8 +51,16 @@ def doctor(
     refuse_taken(out, overwrite)
     if pretrained and model is None:
         raise ValueError("--pretrained goes with --model NAME of timm")
-    options = {"palette": palette, "ignore_label": ignore_label, "mask_values": values_of(mask_values)}
-    subjects = open_subjects(path, task, **options)  # type: ignore[arg-type]
+    if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"{out}: inside the data, where training would find it; choose another --out")
+    subjects = open_subjects(
+        path,
+        task,
+        images=images,
+        palette=palette,
+        ignore_label=ignore_label,
+        mask_values=values_of(mask_values),
+    )
     describe = None
     if model is not None:
         from crossformerpp.tasks.features import open_features

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from crossformerpp.data.check import folder_of
 from crossformerpp.data.classification import Files, LabelledImages, open_folder
 from crossformerpp.data.coco import CocoImage, CocoSet, NoSuchSplitError, find_split, read_coco, suspicion
 from crossformerpp.data.doctor.findings import Box, Finding
@@ -86,6 +87,7 @@ def open_subjects(
     path: Path,
     task: TaskName | None = None,
     *,
+    images: Path | None = None,
     palette: Path | None = None,
     ignore_label: int = 255,
     mask_values: list[int] | None = None,
@@ -96,6 +98,7 @@ def open_subjects(
         path: A folder as training takes it, or an annotation file.
         task: Default: detection where there are annotations in COCO's format, segmentation where there are masks,
             else classification.
+        images: The folder that the names in an annotation file are relative to; default: found beside it.
 
     Raises:
         ValueError: There is no such data.
@@ -104,7 +107,7 @@ def open_subjects(
         raise ValueError(f"{path}: no such folder or annotation file")
     task = task or _task_of(path)
     if task == "detection":
-        return _open_coco(path)
+        return _open_coco(path, images)
     if not path.is_dir():
         raise ValueError(f"{path}: a file; data for {task} are folders")
     if task == "segmentation":
@@ -153,10 +156,10 @@ def _open_labelled(source: LabelledImages, index: int) -> Opened:
     return source.open(index), None
 
 
-def _open_coco(path: Path) -> Subjects:
+def _open_coco(path: Path, images: Path | None) -> Subjects:
     splits: list[tuple[str, CocoSet]] = []
     if path.is_file():
-        splits.append((path.stem, read_coco(path, _images_beside(path))))
+        splits.append((path.stem, read_coco(path, images or folder_of(path))))
     else:
         for split in ("train", "val"):
             try:
@@ -170,12 +173,6 @@ def _open_coco(path: Path) -> Subjects:
     for split, coco in splits:
         _add_coco(subjects, split, coco)
     return subjects
-
-
-def _images_beside(annotations: Path) -> Path:
-    from crossformerpp.data.check import folder_of
-
-    return folder_of(annotations)
 
 
 def _add_coco(subjects: Subjects, split: str, coco: CocoSet) -> None:

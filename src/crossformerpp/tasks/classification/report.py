@@ -154,8 +154,8 @@ def _groups(run: _ClassifierRun) -> list[DrawnFigure]:
         DrawnFigure(
             "Attention groups",
             f"Every {stride}×{stride} pixels of an image form a token of the first stage's {side}×{side} map. A token "
-            "attends to the tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an interval "
-            "in the alternating long-distance blocks (LDA).",
+            "attends to the tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an "
+            "interval in the alternating long-distance blocks (LDA).",
             partial(layer_pictures.groups, [(side, side)], [attn.rule for attn in attentions], image),
         )
     ]
