@@ -66,6 +66,8 @@ TRAIN_EXTRA = (
     "tensorboard",
     "matplotlib",
     "sklearn",
+    "skimage",
+    "scipy",
     "jinja2",
 )
 

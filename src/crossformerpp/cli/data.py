@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from crossformerpp.cli.doctor import doctor, values_of
 from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
 from crossformerpp.data.writing import to_json
@@ -16,9 +17,11 @@ Form = Annotated[
 ]
 
 app = typer.Typer(
-    help="Check a data set in any of the formats that `train` takes; convert it; write digit_scenes.",
+    help="Check a data set in any of the formats that `train` takes, look for what is likely wrong with it; "
+    "convert it; write digit_scenes.",
     no_args_is_help=True,
 )
+app.command()(doctor)
 
 
 @app.command()
@@ -68,7 +71,7 @@ def check(
     if is_of_objects or not (is_of_masks or is_of_labels):
         reports += _check_objects(path, images, wanted, as_json)
     if is_of_masks:
-        reports += _check_masks(path, palette, ignore_label, _values(mask_values), as_json)
+        reports += _check_masks(path, palette, ignore_label, values_of(mask_values), as_json)
     if is_of_labels:
         reports += _check_labels(path, wanted, channels, multi_label, as_json)
     if as_json:
@@ -134,15 +137,6 @@ def _check_masks(
         if not as_json:
             show(f"{path}, masks, {which}:")
             _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
-
-
-def _values(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(value) for value in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--mask-values {text}: expected whole numbers such as 0,255") from None
 
 
 def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:

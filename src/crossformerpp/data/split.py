@@ -95,3 +95,25 @@ def split_folders(
         )
         splits["val"] = test
     return {which: folder for which, folder in splits.items() if folder is not None}
+
+
+def every_split_folder(root: Path) -> dict[str, Path]:
+    """The folders of "train", "val" and "test" that hold folders, by the names that data sets give them, in any case.
+
+    Unlike `split_folders` it takes a folder for tests beside one for validation, too. Without training and validation
+    the folder has no splits.
+
+    Raises:
+        ValueError: Two folders claim to be the same split.
+    """
+    found: dict[str, Path] = {}
+    for folder in find_folders(root, Problems()):
+        for split, names in {**_FOLDERS, "test": _TEST_FOLDERS}.items():
+            if folder.name.lower() in names and find_folders(folder, Problems()):
+                if split in found:
+                    raise ValueError(
+                        f"{root}: both {found[split].name}/ and {folder.name}/ are there; which is meant?"
+                    )
+                found[split] = folder
+    order = [split for split in ("train", "val", "test") if split in found]
+    return {split: found[split] for split in order} if {"train", "val"} & set(found) else {}

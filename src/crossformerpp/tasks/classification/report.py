@@ -172,19 +172,23 @@ def _shown(run: ClassifierRun, answers: Sequence[dict[str, str]]) -> list[Shown]
 def _attention_groups(run: ClassifierRun) -> list[DrawnFigure]:
     """The groups of the first stage, if its map is small enough to draw."""
     model, size = run.predictor.model, run.recipe.data.size
-    side = -(-size // 4)
-    if not isinstance(model, CrossFormer) or side > _MAX_DRAWN_SIDE:
+    if not isinstance(model, CrossFormer):
         return []
-    attentions: list[Any] = [block.attn for block in stages_of(model)[0].blocks][:2]
+    stage = stages_of(model)[0]
+    stride = stage.embedding.stride
+    side = -(-size // stride)
+    if side > _MAX_DRAWN_SIDE:
+        return []
+    attentions: list[Any] = [block.attn for block in stage.blocks][:2]
     if len(attentions) < 2 or not all(isinstance(attn, GroupAttention) for attn in attentions):
         return []
     image = ImageOps.fit(run.source.open(0), (size, size))
     return [
         DrawnFigure(
             "Attention groups",
-            f"Every 4×4 pixels of an image form a token of the first stage's {side}×{side} map. A token attends to the "
-            "tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an interval in the "
-            "alternating long-distance blocks (LDA).",
+            f"Every {stride}×{stride} pixels of an image form a token of the first stage's {side}×{side} map. A token "
+            "attends to the tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an "
+            "interval in the alternating long-distance blocks (LDA).",
             partial(layer_pictures.groups, [(side, side)], [attn.rule for attn in attentions], image),
         )
     ]
