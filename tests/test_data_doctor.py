@@ -325,7 +325,7 @@ def test_features_of_a_run_and_of_a_timm_model(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["missing"], "missing: no such folder"),
-        (["photos", "--task", "detection"], "no annotations in COCO's format"),
+        (["photos", "--task", "detection"], "no train annotations in COCO's format"),
         (["photos", "--task", "segmentation"], "what are the classes called?"),
         (["photos", "--pretrained"], "--model"),
         (["photos", "--out", "photos/doctor"], "inside the data"),
