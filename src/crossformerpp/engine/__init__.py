@@ -37,33 +37,36 @@ import time
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json
-from crossformerpp.engine import planning, processes
 from crossformerpp.engine.callbacks import LossNotFiniteError, TrainingInterruptedError
-from crossformerpp.engine.changes import changes, data_change, data_mark
+from crossformerpp.engine.changes import changes, data_change
 from crossformerpp.engine.errors import said_plainly
 from crossformerpp.engine.files import RunFolder, surroundings
 from crossformerpp.engine.fitting import build_trainer, fit, quiet, threads
-from crossformerpp.engine.loaders import RunData, first_batch
-from crossformerpp.engine.loggers import check_loggers
-from crossformerpp.engine.memory import NOTES, note_accumulation, with_accumulation
+from crossformerpp.engine.loaders import RunData
+from crossformerpp.engine.memory import NOTES, note_accumulation
+from crossformerpp.engine.planning import plan_run
+from crossformerpp.engine.preparing import prepare, say_found, sizes
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.engine.sizing import choose_batches
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.recipes.tiles import tile_overrides
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
+from crossformerpp.tasks.classification.thresholds import keep_thresholds, read_thresholds
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -106,36 +109,23 @@ def train(
     recipe = choose_batches(recipe)
     plan: dict[str, Any] = {}
     if minutes is not None:
-        recipe, plan = _planned(recipe, minutes, began)
+        recipe, plan = plan_run(recipe, minutes, began)
     module, data = prepare(recipe)
     with _locked(run):
         if is_first():
             run.create(dump_recipe(recipe), overwrite)
-            about = surroundings(command or " ".join(sys.argv)) | _sizes(module, data)
+            about = surroundings(command or " ".join(sys.argv)) | sizes(module, data)
             write_json(run.about, about | plan | {NOTES: [[0, recipe.trainer.accumulate]]})
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
+            if data.train is not None and data.train.counts:
+                counts = ", ".join(f"{count:,} {name}" for name, count in data.train.counts.items())
+                print(f"training data: {counts}", file=sys.stderr)
         fit(module, data, run, began=began)
         metrics = evaluate(out, out=out)
     if minutes is not None and is_first():
         print(f"took {(time.monotonic() - began) / 60:.3g} of {minutes:g} minutes", file=sys.stderr)
     return metrics
-
-
-def _planned(recipe: BaseRecipe, minutes: float, began: float) -> tuple[BaseRecipe, dict[str, Any]]:
-    """The recipe for the time, and what run.json notes of the plan."""
-    opened = time.monotonic()
-    module, data = prepare(planning.trial_of(recipe))
-    opening = time.monotonic() - opened
-    assert data.train is not None
-    whole = Plan.of(recipe.trainer, num_samples(data.train))
-    seconds = min(planning.TRIAL_SECONDS, planning.TRIAL_SHARE * 60 * minutes)
-    times = planning.measure(module, data, seconds, opening)
-    recipe = with_accumulation(
-        recipe, module.recipe.trainer.accumulate
-    )  # memory may have run out in the trial
-    planned = planning.plan_for(recipe, whole, minutes, times, time.monotonic() - began)
-    return planned, {"plan": planning.noted(minutes, planned, times)}
 
 
 def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
@@ -206,6 +196,7 @@ def evaluate(
     root: Path | None = None,
     out: Path | None = None,
     overrides: Iterable[str] = (),
+    tiles: tuple[int | None, float | None] = (None, None),
     conformal: float | None = None,
 ) -> dict[str, float]:
     """Evaluate a run or a checkpoint on its validation data, or on other data.
@@ -214,6 +205,7 @@ def evaluate(
         root: A folder of data to use instead of the run's own.
         out: Where to write metrics.json, tables and pictures; None: nowhere.
         overrides: `a.b=value` texts, e.g. another data.size or trainer.workers.
+        tiles: Side and overlap of the tiles to look at images in; see `recipes.tiles.tile_overrides`.
         conformal: Calibrate a classifier's answers to hold the truth with this probability, and keep the threshold
             beside the weights.
 
@@ -221,9 +213,13 @@ def evaluate(
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
-    overrides = list(overrides)
+    overrides = [*overrides, *tile_overrides(saved.recipe.task, *tiles)]
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
+    if conformal is not None and getattr(saved.recipe, "multi_label", False):
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
     if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
         raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
     recipe = evaluated_recipe(saved, root, overrides)
@@ -231,6 +227,8 @@ def evaluate(
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
         warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
+    else:
+        say_found(None, split)
     trainer = build_trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
@@ -242,6 +240,8 @@ def evaluate(
         evaluation, promise = promises.judge_promise(
             evaluation, promises.read_promise(saved), conformal, is_other=root is not None
         )
+    if isinstance(evaluation, LabelSetEvaluation) and root is not None:
+        evaluation = replace(evaluation, thresholds=read_thresholds(saved))
     if out is not None and trainer.is_global_zero:
         about = {
             "checkpoint": str(saved.path),
@@ -254,6 +254,9 @@ def evaluate(
             evaluation.write(draft, split)
     if promise is not None and conformal is not None and trainer.is_global_zero:
         promises.write_promise(saved, promise)
+    is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
+    if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
+        keep_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
 
 
@@ -300,37 +303,3 @@ def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str)
         else "; figures of before do not compare"
     )
     warnings.warn(f"{printable(root)}: changed since training: {text}{drawn}", stacklevel=2)
-
-
-def prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[TaskModule, RunData]:
-    """Open the data and build the model: what is wrong with them is known before anything is written."""
-    task = find_task(recipe.task)
-    train_split = task.split(recipe, "train", class_names)
-    val_split = task.split(recipe, "val", train_split.class_names)
-    plan = Plan.of(recipe.trainer, num_samples(train_split))
-    if recipe.trainer.overfit_batch:
-        train_split = first_batch(train_split, recipe.trainer)
-    marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
-    data = RunData(recipe.trainer, val_split, train_split, plan)
-    data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
-    processes.settings(recipe)  # for its errors,
-    check_loggers(recipe.trainer)  # and for theirs
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.trainer.seed)
-        module = task.module(recipe, train_split.class_names)
-    module.plan, module.data_marks = plan, marks
-    module.configure_optimizers()  # for its errors
-    return module, data
-
-
-def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
-    assert data.train is not None
-    return {
-        "model": module.recipe.model.name,
-        "params": sum(parameter.numel() for parameter in module.model.parameters()),
-        "classes": len(module.class_names),
-        "train_samples": num_samples(data.train),
-        "val_samples": num_samples(data.val),
-        "started_from": module.started_from and module.started_from.to_json(),
-        "processes": processes.world(module.recipe.trainer),
-    }

@@ -12,10 +12,13 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from crossformerpp.data.sampling import num_samples
 from crossformerpp.engine.callbacks import TrainingInterruptedError, at_step_end
 from crossformerpp.engine.files import RunFolder
 from crossformerpp.engine.fitting import fit
 from crossformerpp.engine.loaders import RunData
+from crossformerpp.engine.memory import with_accumulation
+from crossformerpp.engine.preparing import prepare
 from crossformerpp.engine.processes import is_first
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
@@ -56,11 +59,31 @@ class Stopwatch(Callback):
             trainer.should_stop = True  # after an evaluation
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # the median: a few steps wait for workers or compile something
-        each = sorted(b - a for a, b in zip(self._marks[WARM_UP:], self._marks[WARM_UP + 1 :], strict=False))
-        mean = (self._marks[-1] - self._marks[WARM_UP]) / len(each)
-        step = max(mean, each[len(each) // 2])
+        step = (self._marks[-1] - self._marks[WARM_UP]) / (len(self._marks) - WARM_UP - 1)
         self.times = trainer.strategy.broadcast((step, time.monotonic() - self._marks[-1]))
+
+
+def plan_run(recipe: BaseRecipe, minutes: float, began: float) -> tuple[BaseRecipe, dict[str, Any]]:
+    """The recipe for the time, and what run.json notes of the plan.
+
+    Args:
+        began: When the time began, by the monotonic clock.
+
+    Raises:
+        ValueError: As `prepare`, or there is too little time.
+    """
+    opened = time.monotonic()
+    module, data = prepare(trial_of(recipe), is_trial=True)
+    opening = time.monotonic() - opened
+    assert data.train is not None
+    whole = Plan.of(recipe.trainer, num_samples(data.train))
+    seconds = min(TRIAL_SECONDS, TRIAL_SHARE * 60 * minutes)
+    times = measure(module, data, seconds, opening)
+    # memory may have run out in the trial
+    recipe = with_accumulation(recipe, module.recipe.trainer.accumulate)
+    planned = plan_for(recipe, whole, minutes, times, time.monotonic() - began)
+    plan = {"minutes": minutes, "steps": planned.trainer.steps, "seconds": asdict(times)}
+    return planned, {"plan": plan}
 
 
 def trial_of(recipe: BaseRecipe) -> BaseRecipe:
@@ -146,8 +169,3 @@ def _length(recipe: BaseRecipe, whole: Plan, seconds: float, times: Times) -> tu
         steps = int((left - count * times.evaluation) / times.step)
         every = max(1, -(-steps // count))
     return steps, every
-
-
-def noted(minutes: float, recipe: BaseRecipe, times: Times) -> dict[str, Any]:
-    """The plan, for run.json."""
-    return {"minutes": minutes, "steps": recipe.trainer.steps, "seconds": asdict(times)}

@@ -19,10 +19,9 @@ from pytorch_lightning.callbacks import Callback
 
 from crossformerpp.analysis.annotate import image_grid
 from crossformerpp.data.names import read_json
-from crossformerpp.data.sampling import seed_generators
+from crossformerpp.data.sampling import Draw, seed_generators
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json, write_picture
-from crossformerpp.engine import prepare
 from crossformerpp.engine.callbacks import SeedEachBatch
 from crossformerpp.engine.changes import data_change
 from crossformerpp.engine.errors import said_plainly
@@ -30,6 +29,7 @@ from crossformerpp.engine.files import RunFolder
 from crossformerpp.engine.fitting import build_trainer, quiet, threads
 from crossformerpp.engine.loaders import RunData
 from crossformerpp.engine.memory import noted_accumulation
+from crossformerpp.engine.preparing import prepare
 from crossformerpp.recipes.load import apply_overrides, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.module import TaskModule
@@ -45,14 +45,14 @@ class ReplayedBatch:
 
     Attributes:
         number: Of the batch in the whole run, from 0.
-        draws: (epoch, index) of each sample.
+        draws: (epoch, index, …) of each sample.
         seen: The samples as the loss saw them.
         losses: Of the batch, by name; empty without the step's weights.
     """
 
     process: int
     number: int
-    draws: list[tuple[int, int]]
+    draws: list[Draw]
     seen: WatchedBatch
     losses: dict[str, float]
 
@@ -76,7 +76,7 @@ class Replay:
         """A row per sample, with `COLUMNS`."""
         rows = []
         for batch in self.batches:
-            indices = batch.seen.numbers or [index for _, index in batch.draws]
+            indices = batch.seen.numbers or [draw[1] for draw in batch.draws]
             names = [self.names[index] if self.names else f"sample {index}" for index in indices]
             for number, (name, label, partner, loss) in enumerate(
                 zip(names, batch.seen.labels, batch.seen.partners, batch.seen.losses, strict=True)
@@ -140,7 +140,7 @@ def replay(path: Path, step: int, *, from_start: bool = False) -> Replay:
     before = max((one for one in saved if one.step < step), key=lambda one: one.step, default=None)
     recipe, why_not = _recipe_of(run, about, step, before or saved[0], 0 if before is None else before.step)
     processes = int(about.get("processes") or 1)
-    module, data = prepare(recipe, saved[0].class_names)
+    module, data = prepare(recipe, saved[0].class_names, is_trial=True)
     assert data.train is not None
     assert module.plan is not None
     if not 1 <= step <= module.plan.steps:
@@ -244,7 +244,7 @@ def _drawn(module: TaskModule, data: RunData, split: Split, step: int, processes
     return batches
 
 
-def _draws(data: RunData, step: int, process: int, processes: int) -> list[list[tuple[int, int]]]:
-    """(epoch, index) of the samples of a step, by batch."""
+def _draws(data: RunData, step: int, process: int, processes: int) -> list[list[Draw]]:
+    """The draws of the samples of a step, by batch."""
     stream = data.stream(process, processes, start_step=step - 1)
     return list(itertools.islice(stream, data.section.accumulate))

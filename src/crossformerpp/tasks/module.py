@@ -12,6 +12,7 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from crossformerpp.data.split import Split
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.elastic import Elastic
@@ -64,6 +65,13 @@ class TaskModule(pl.LightningModule):
         self.around_gradients: Callable[[Callable[[], Any]], Any] = lambda closure: closure()
         self.watch: Callable[[WatchedBatch], None] | None = None
         self._halvings = 0  # of evaluated batches, for want of memory
+
+    def meet(self, split: Split) -> None:
+        """Learn from the training data, before training, what the loss needs to know of them.
+
+        Raises:
+            ValueError: The recipe's loss does not fit them.
+        """
 
     @abstractmethod
     def loss(self, batch: Any) -> dict[str, Tensor]:

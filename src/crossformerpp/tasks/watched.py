@@ -30,7 +30,14 @@ class WatchedBatch:
 
 
 def pictured(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
-    """Normalised images (B, 3, H, W) as pictures."""
+    """Normalised images (B, C, H, W) as pictures."""
     shown = images.detach().float().cpu()
     values = shown * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
-    return [to_pil_image(image) for image in (values.clamp(0, 1) * 255).round().byte()]
+    return [to_pil_image(as_bytes(image)) for image in values]
+
+
+def as_bytes(image: Tensor) -> Tensor:
+    """3 × H × W bytes of an image (C, H, W) of bytes, or of floats from 0 to 1: its first three channels, or grey."""
+    image = image.cpu()
+    image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()

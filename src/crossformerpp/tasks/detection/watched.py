@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from crossformerpp.tasks.detection.model import Detector, RetinaNetDetector
+from crossformerpp.tasks.watched import as_bytes
 
 
 def losses_of_images(
@@ -32,8 +33,8 @@ def losses_of_images(
 
 
 def drawn(image: Tensor, target: dict[str, Any]) -> Image.Image:
-    """A training image (3 × H × W, bytes or from 0 to 1) with its boxes and masks."""
-    picture = image.cpu() if image.dtype == torch.uint8 else (image.cpu() * 255).round().byte()
+    """A training image (C × H × W, bytes or from 0 to 1) with its boxes and masks."""
+    picture = as_bytes(image)
     if len(target.get("masks", ())):
         picture = draw_segmentation_masks(picture, target["masks"].bool().cpu(), alpha=0.4)
     if len(target["boxes"]):
