@@ -181,7 +181,7 @@ def certify(
         raise ValueError(
             f"{path}: an exported segmenter looks at whole images; evaluate its run with --tiles"
         )
-    overrides = [*overrides, *tile_overrides(about["task"], *tiles)]
+    overrides = [*tile_overrides(about["task"], *tiles), *overrides]
     recipe = _recipe(path, about, saved, overrides, root)
     names = about.get("labels") or about["class_names"]
     if saved is not None and (saved.recipe.task, saved.class_names) != (about["task"], names):
