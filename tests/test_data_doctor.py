@@ -97,8 +97,12 @@ def test_copies_do_not_confirm_a_wrong_label() -> None:
     images, truth = [*images[:600], *[images[600]] * 5], [*truth[:600], *[(truth[600] + 1) % 10] * 5]
     groups = np.arange(605)
     groups[600:] = 600
-    doubts, _ = labels.doubtful(labels.pixel_features(images), np.asarray(truth), groups)
+    features = labels.pixel_features(images)
+    doubts, _ = labels.doubtful(features, np.asarray(truth), groups)
     assert set(range(600, 605)) <= {doubt.item for doubt in doubts}
+    doubts, small = labels.doubtful(features, np.asarray([*truth[:600], *[10] * 5]), groups)
+    assert small == {10}  # a class of one picture
+    assert max(doubt.item for doubt in doubts) < 600
 
 
 def test_duplicates_are_found_whatever_the_file(tmp_path: Path) -> None:
