@@ -34,7 +34,7 @@ from PIL import Image
 
 from crossformerpp.checkpoints import convert, read_checkpoint
 from crossformerpp.data import check_masks
-from crossformerpp.data.check import check_coco
+from crossformerpp.data.check import check_objects
 from crossformerpp.data.coco import open_coco
 from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.mask_files import read_palette
@@ -338,7 +338,7 @@ def _fuzz_coco(folder: Path, example: bytes) -> None:
     (folder / "annotations").mkdir()
     page = folder / "annotations" / "instances_train.json"
     page.write_bytes(example)
-    for report_ in check_coco(page, images):
+    for report_ in check_objects(page, images):
         json.dumps(report_.to_json())
     open_coco(page, images)
     open_coco(page, images, with_masks=True, class_names=["cat", "dog", "owl"])

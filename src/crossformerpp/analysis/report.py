@@ -39,12 +39,14 @@ class Shown:
     Attributes:
         truth: The true class where the prediction is wrong, otherwise None.
         top: The most likely classes, best first, with their probabilities.
+        said: The prediction, where it is not the first of `top`.
     """
 
     image: Image.Image
     name: str
     truth: str | None
     top: list[tuple[str, float]]
+    said: str = ""
 
 
 @dataclass(frozen=True)

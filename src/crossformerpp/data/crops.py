@@ -40,8 +40,8 @@ class CropView:
     max_class_share: float
     flip: float
     photometric: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Bytes 3 × H × W and int64 H × W -> normalised floats 3 × size × size and int64 size × size."""

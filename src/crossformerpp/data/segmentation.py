@@ -28,6 +28,7 @@ from crossformerpp.data.mask_files import (
     read_palette,
 )
 from crossformerpp.data.names import printable, read_class_names
+from crossformerpp.data.palettes import are_colors, find_palette
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_folders
 
@@ -45,6 +46,7 @@ class MaskedImages:
         without_image: Masks that have none.
         left_out: Other files in the folders.
         is_drawn: Whether the split was drawn from one folder.
+        found: What their folder was taken for; "" for built-in data.
     """
 
     images: list[Path]
@@ -56,6 +58,7 @@ class MaskedImages:
     without_image: list[Path]
     left_out: Problems
     is_drawn: bool = False
+    found: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,7 +95,7 @@ def open_ade20k(root: Path, which: Which) -> MaskedImages:
         )
     code = MaskCode(len(ade20k.NAMES), ignore_value=0, values=tuple(range(1, 151)))
     pairs = _pair(root / "images" / folder, root / "annotations" / folder)
-    return _assemble(pairs, ade20k.NAMES, code)
+    return _assemble(pairs, ade20k.NAMES, code, found="ADE20K")
 
 
 def open_folder(
@@ -111,7 +114,7 @@ def open_folder(
 
     Args:
         class_names: By label; default: the palette's, or those of classes.txt.
-        palette: Table of colours for masks of colours.
+        palette: Table of colours for masks of colours; default: the one in the folder, or the colours that occur.
         values: Of each label in the mask files; default: 0, 1, …
         trained: Names that a trained model knows; the folder's must be these, or none.
 
@@ -120,11 +123,12 @@ def open_folder(
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    table = None if palette is None else read_palette(palette)
+    table = find_palette(root, trained) if palette is None else read_palette(palette)
     names = _class_names(root, class_names, None if table is None else table.names, trained)
     if values is not None and len(values) != len(names):
         raise ValueError(f"data.mask_values has {len(values)} values for {len(names)} classes")
     code = MaskCode(len(names), ignore_value, palette=table, values=None if values is None else tuple(values))
+    found = "index masks" if table is None else f"masks of {len(table.names)} colours"
     images, masks = root / "images", root / "masks"
     for folder in (images, masks):
         if not folder.is_dir():
@@ -135,11 +139,11 @@ def open_folder(
         if half not in halves:
             raise ValueError(f"{images}: there is no {half}/ beside {next(iter(halves.values())).name}/")
         labelled = split_folders(masks).get(half, masks / halves[half].name)
-        return _assemble(_pair(halves[half], labelled), names, code)
+        return _assemble(_pair(halves[half], labelled), names, code, found=found)
     pairs = _pair(images, masks)
     if which != "test":
         pairs = _split(pairs, which, val_fraction, seed, root)
-    return _assemble(pairs, names, code, is_drawn=which != "test")
+    return _assemble(pairs, names, code, is_drawn=which != "test", found=found)
 
 
 def warn_of_values(source: MaskedImages, samples: int = 16) -> None:
@@ -202,8 +206,13 @@ def open_splits(
                 yield which, open_ade20k(root, which)
         return
     halves = split_folders(root / "images") if (root / "images").is_dir() else {}
+    trained = None
     for which in halves or [_WHOLE]:
-        yield which, open_folder(root, which, palette=palette, ignore_value=ignore_value, values=values)
+        source = open_folder(
+            root, which, palette=palette, ignore_value=ignore_value, values=values, trained=trained
+        )
+        trained = source.class_names if are_colors(source.class_names) else None
+        yield which, source
 
 
 @dataclass(frozen=True)
@@ -263,7 +272,9 @@ def _split(pairs: _Pairs, which: Which, val_fraction: float, seed: int, root: Pa
     return replace(pairs, found=[pairs.found[i] for i in sorted(chosen)])
 
 
-def _assemble(pairs: _Pairs, names: list[str], code: MaskCode, is_drawn: bool = False) -> MaskedImages:
+def _assemble(
+    pairs: _Pairs, names: list[str], code: MaskCode, is_drawn: bool = False, found: str = ""
+) -> MaskedImages:
     if pairs.without_mask:
         warnings.warn(
             f"{len(pairs.without_mask)} of {len(pairs.found) + len(pairs.without_mask)} images have no mask "
@@ -280,6 +291,7 @@ def _assemble(pairs: _Pairs, names: list[str], code: MaskCode, is_drawn: bool = 
         without_image=pairs.without_image,
         left_out=pairs.left_out,
         is_drawn=is_drawn,
+        found=found,
     )
 
 

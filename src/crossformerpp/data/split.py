@@ -1,13 +1,15 @@
 """One split of a data set as the engine wants it, and the folders that splits lie in."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset, default_collate
 
+from crossformerpp.data.balance import Labels
 from crossformerpp.data.files import find_folders
 from crossformerpp.data.problems import Problems
 
@@ -15,7 +17,10 @@ from crossformerpp.data.problems import Problems
 Which = Literal["train", "val", "test"]
 
 
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+_FOLDERS: dict[Which, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+}
 _TEST_FOLDERS = ("test", "testing")  # of use for validation where there is nothing else
 
 
@@ -32,7 +37,11 @@ class Split:
         collate: List of samples to a batch.
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
         names: What the samples are called, to tell whether the data changed.
+        labels: Of a classifier's samples, each its class or all its classes.
+        weights: How often each sample is drawn in training, relative to others.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
+        found: What the folder was taken for, as people are told; "" for built-in data.
+        counts: What else people want to know of its size, by name.
     """
 
     dataset: Dataset
@@ -40,7 +49,18 @@ class Split:
     collate: Callable[[list[Any]], Any] = default_collate
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
+    labels: Labels | None = None
+    weights: np.ndarray | None = None
     is_drawn: bool = False
+    found: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def split_named(name: str) -> Which | None:
+    """The split that a data set means by a name, in any case; None: none."""
+    name = name.strip().lower()
+    known: dict[Which, Sequence[str]] = {**_FOLDERS, "test": _TEST_FOLDERS}
+    return next((split for split, names in known.items() if name in names), None)
 
 
 def split_folders(

@@ -5,15 +5,30 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, ScenesSection, Section
+from crossformerpp.recipes.schema import BaseRecipe, FolderSection, PixelSection, ScenesSection, Section
+from crossformerpp.recipes.tiles import TilesSection
 
 
-class DetectionData(FolderSection):
+class JitterSection(Section):
+    """Large-scale jitter with crop (Ghiasi et al. 2021), in training in the place of `short_side` and `long_side`."""
+
+    size: int = Field(default=1024, ge=32)  # side of the square that the network trains on
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)  # of an image that fits the square
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)}: the smaller number comes first")
+        return self
+
+
+class DetectionData(PixelSection, FolderSection):
     """Where images and annotations come from, and the size at which the network sees them.
 
     The folder `root` is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
     plain one (annotations/instances_train.json, images/train/ or train/) and that of exports
-    (train/_annotations.coco.json). Files of other names are given one by one, relative to the folder.
+    (train/_annotations.coco.json), for YOLO's data.yaml and for Pascal VOC's Annotations. COCO files of other names are
+    given one by one, relative to the folder.
     """
 
     source: Literal["digit_scenes", "folder"] = "folder"
@@ -21,14 +36,25 @@ class DetectionData(FolderSection):
     train_images: Path | None = None
     val_annotations: Path | None = None
     val_images: Path | None = None
+    format: Literal["auto", "coco", "yolo", "voc"] = "auto"  # which one, where a folder holds several
+    val_fraction: float = Field(
+        default=0.2, gt=0, lt=1
+    )  # where the folder has no validation split of its own
     scenes: ScenesSection = ScenesSection()
     short_side: tuple[PositiveInt, ...] = (800,)  # training: one of them at random; evaluation: the last
     long_side: PositiveInt = 1333  # at most
     empty_images: bool = True  # also train on images without objects
     flip: float = Field(default=0.5, ge=0, le=1)
     color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    jitter: JitterSection | None = None
+    copy_paste: float = Field(
+        default=0.0, ge=0, le=1
+    )  # probability of objects from another image; needs masks
+    mosaic: float = Field(default=0.0, ge=0, le=1)  # probability of four images in one; needs jitter
+    tiles: TilesSection | None = None  # see images tile by tile
+    min_visible: float = Field(
+        default=0.25, ge=0, le=1
+    )  # objects of which crops, tiles or pasted objects leave a smaller share are removed
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -38,6 +64,10 @@ class DetectionData(FolderSection):
             raise ValueError("give train_annotations and train_images together")
         if (self.val_annotations is None) != (self.val_images is None):
             raise ValueError("give val_annotations and val_images together")
+        if self.mosaic and self.jitter is None:
+            raise ValueError(
+                "mosaic puts images of one size together: set jitter, too, e.g. jitter={size: 640}"
+            )
         return self
 
 
@@ -86,3 +116,11 @@ class DetectionRecipe(BaseRecipe):
     task: Literal["detection"]
     data: DetectionData
     detector: DetectorSection
+
+    @model_validator(mode="after")
+    def _has_masks_to_paste(self) -> Self:
+        if self.data.copy_paste and self.detector.name != "mask_rcnn":
+            raise ValueError(
+                "data.copy_paste cuts objects out along their masks, which only detector.name=mask_rcnn trains with"
+            )
+        return self

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from crossformerpp.data.pixels import PixelFormat
+
 
 def _plain(value: Any) -> Any:
     """Refuse values that a page cannot hold, so that a recipe reads back as it was written."""
@@ -59,6 +61,31 @@ class FolderSection(Section):
         return values
 
 
+class PixelSection(Section):
+    """What the values of an image are, and how they are normalised; `crossformer data check` prints it for a folder."""
+
+    channels: PositiveInt = 3  # of the images, and so of the network (model.options.in_chans)
+    # the value that means 1, as 4095 of 12 bits. None: where channels is 3, every image is made RGB of 8 bits; else
+    # 255 of 8 bits, of 16 what the image's own depth holds, and 1 of floating point
+    max_value: PositiveFloat | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's, per channel
+    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _has_a_value_per_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}, for {self.channels} channels: `crossformer "
+                "data check FOLDER` prints those of your images"
+            )
+        return self
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """How images are read."""
+        return PixelFormat(self.channels, self.max_value)
+
+
 class ScenesSection(Section):
     """The built-in digit_scenes: how many, how large."""
 
@@ -66,6 +93,16 @@ class ScenesSection(Section):
     val: PositiveInt = 100
     size: int = Field(default=256, ge=64)
     seed: int = Field(default=0, ge=0)
+    digits: tuple[PositiveInt, PositiveInt] = (2, 7)  # in a scene, at least and at most
+    side: tuple[PositiveFloat, PositiveFloat] = (0.18, 0.42)  # of a digit, as a share of the scene
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.digits[0] > self.digits[1] or not self.side[0] <= self.side[1] <= 0.5:
+            raise ValueError(
+                f"digits {list(self.digits)}, side {list(self.side)}: the smaller number first, sides up to 0.5"
+            )
+        return self
 
 
 class ElasticSection(Section):
@@ -220,6 +257,30 @@ class BaseRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection | None = None
     trainer: TrainerSection
+
+    @model_validator(mode="before")
+    @classmethod
+    def _network_takes_the_channels(cls, values: Any) -> Any:
+        data, model = (
+            (values.get(name) for name in ("data", "model")) if isinstance(values, dict) else (None, None)
+        )
+        channels = data.get("channels", 3) if isinstance(data, dict) else 3
+        if channels == 3 or not isinstance(model, dict):
+            return values
+        options = model.get("options") or {}
+        if not isinstance(options, dict):
+            return values
+        return {**values, "model": {**model, "options": {"in_chans": channels, **options}}}
+
+    @model_validator(mode="after")
+    def _has_the_network_for_its_images(self) -> Self:
+        channels = getattr(getattr(self, "data", None), "channels", 3)
+        takes = self.model.options.get("in_chans", 3)
+        if takes != channels:
+            raise ValueError(
+                f"model.options.in_chans is {takes}, but data.channels is {channels}: leave in_chans out, it follows"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_elastic_as_its_task(self) -> Self:

@@ -9,16 +9,15 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from crossformerpp.data.check import folder_of
 from crossformerpp.data.classification import Files, LabelledImages, open_folder
-from crossformerpp.data.coco import CocoImage, CocoSet, NoSuchSplitError, find_split, read_coco, suspicion
+from crossformerpp.data.coco import CocoImage, CocoSet, Half, NoSuchSplitError, read_coco, suspicion
 from crossformerpp.data.doctor.findings import Box, Finding
-from crossformerpp.data.files import is_hidden
 from crossformerpp.data.images import read_image, require_shape
+from crossformerpp.data.labelled import find_format, open_labelled
 from crossformerpp.data.names import printable
+from crossformerpp.data.objects import find_objects, missing
 from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits
 from crossformerpp.data.split import every_split_folder
-from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
 
 TaskName = Literal["classification", "detection", "segmentation"]
 Opened = tuple[Image.Image, np.ndarray | None]
@@ -95,9 +94,8 @@ def open_subjects(
     """Open all splits of a data set.
 
     Args:
-        path: A folder as training takes it, or an annotation file.
-        task: Default: detection where there are annotations in COCO's format, segmentation where there are masks,
-            else classification.
+        path: A folder as training takes it, an annotation file, data.yaml, or a table of images and labels.
+        task: Default: detection where objects are annotated, segmentation where there are masks, else classification.
         images: The folder that the names in an annotation file are relative to; default: found beside it.
 
     Raises:
@@ -107,23 +105,16 @@ def open_subjects(
         raise ValueError(f"{path}: no such folder or annotation file")
     task = task or _task_of(path)
     if task == "detection":
-        return _open_coco(path, images)
-    if not path.is_dir():
-        raise ValueError(f"{path}: a file; data for {task} are folders")
+        return _open_objects(path, images)
     if task == "segmentation":
         return _open_masks(list(open_splits(path, palette, ignore_label, mask_values)))
     return _open_classes(path)
 
 
 def _task_of(path: Path) -> TaskName:
-    if path.is_file() or any(_annotations(path)):
+    if find_objects(path) is not None:
         return "detection"
     return "segmentation" if has_masks(path) else "classification"
-
-
-def _annotations(root: Path) -> Iterator[Path]:
-    for pattern in ("annotations/*.json", "*/_annotations.coco.json"):
-        yield from (page for page in root.glob(pattern) if not is_hidden(page.name))
 
 
 def _open_classes(root: Path) -> Subjects:
@@ -142,10 +133,13 @@ def _open_classes(root: Path) -> Subjects:
 
 
 def _labelled(root: Path) -> Iterator[tuple[str, LabelledImages]]:
-    if is_imagenet_tars(root):
-        yield from ((which, open_imagenet_tars(root, which)) for which in ("train", "val"))
-    elif has_shards(root):
-        yield from ((which, open_shards(root, which)) for which in ("train", "val"))
+    """All images of each split; those of data without splits under "all"."""
+    if find_format(root) not in ("folders", None):
+        train = open_labelled(root, "train")
+        if train.is_drawn:
+            yield "all", open_labelled(root, "test")
+        else:
+            yield from (("train", train), ("val", open_labelled(root, "val")))
     elif folders := every_split_folder(root):
         yield from ((split, open_folder(folder, "test", 0.2, 0)) for split, folder in folders.items())
     else:
@@ -156,18 +150,8 @@ def _open_labelled(source: LabelledImages, index: int) -> Opened:
     return source.open(index), None
 
 
-def _open_coco(path: Path, images: Path | None) -> Subjects:
-    splits: list[tuple[str, CocoSet]] = []
-    if path.is_file():
-        splits.append((path.stem, read_coco(path, images or folder_of(path))))
-    else:
-        for split in ("train", "val"):
-            try:
-                splits.append((split, read_coco(*find_split(path, split))))
-            except NoSuchSplitError:
-                continue
-    if not splits:
-        raise ValueError(f"{path}: no annotations in COCO's format")
+def _open_objects(path: Path, images: Path | None) -> Subjects:
+    splits = list(_annotated(path, images))
     names = list(dict.fromkeys(name for _, coco in splits for name in coco.class_names))
     subjects = Subjects("detection", names)
     for split, coco in splits:
@@ -175,12 +159,31 @@ def _open_coco(path: Path, images: Path | None) -> Subjects:
     return subjects
 
 
+def _annotated(path: Path, images: Path | None) -> Iterator[tuple[str, CocoSet]]:
+    if images is not None:
+        yield path.stem, read_coco(path, images)
+        return
+    found = find_objects(path)
+    if found is None:
+        raise ValueError(missing(path))
+    if not found.is_split:
+        yield path.stem if path.is_file() else "all", found.read(None)
+        return
+    halves: tuple[Half, Half] = ("train", "val")
+    for half in halves:
+        try:
+            yield half, found.read(half)
+        except NoSuchSplitError:
+            continue
+
+
 def _add_coco(subjects: Subjects, split: str, coco: CocoSet) -> None:
     labels = [subjects.class_names.index(name) for name in coco.class_names]
-    for kind, places in coco.problems.found.items():
-        subjects.findings += [
-            Finding("annotation problem", image=place, split=split, detail=kind) for place in places
-        ]
+    for problems in (coco.refused, coco.problems):
+        for kind, places in problems.found.items():
+            subjects.findings += [
+                Finding("annotation problem", image=place, split=split, detail=kind) for place in places
+            ]
     if (problem := suspicion(coco)) is not None:
         subjects.findings.append(Finding("annotation problem", split=split, detail=problem))
     for image in coco.images:

@@ -37,8 +37,8 @@ class Look:
     network: nn.Module
     num_classes: int
     section: InferenceSection
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def bands(
         self, image: Tensor, advance: Callable[[], None] = lambda: None
