@@ -15,6 +15,7 @@ from skimage import data
 
 from crossformerpp import engine
 from crossformerpp.cli import main
+from crossformerpp.data.convert import convert
 from crossformerpp.data.digits import load_digits
 from crossformerpp.data.doctor import labels, leaks
 from crossformerpp.data.doctor.examine import examine
@@ -102,7 +103,7 @@ def test_copies_do_not_confirm_a_wrong_label() -> None:
     assert set(range(600, 605)) <= {doubt.item for doubt in doubts}
     doubts, small = labels.doubtful(features, np.asarray([*truth[:600], *[10] * 5]), groups)
     assert small == {10}  # a class of one picture
-    assert max(doubt.item for doubt in doubts) < 600
+    assert all(doubt.item < 600 for doubt in doubts)
 
 
 def test_duplicates_are_found_whatever_the_file(tmp_path: Path) -> None:
@@ -217,6 +218,21 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digit_scenes(tmp_path_factory.mktemp("data") / "scenes", train=150, val=10, size=96)
 
 
+@pytest.mark.parametrize("form", ["yolo", "voc", "folders", "table"])
+def test_every_format_is_examined(form: Any, scenes: Path, tmp_path: Path) -> None:
+    source, task = scenes, "detection"
+    if form in ("folders", "table"):
+        source, task = tmp_path / "faces", "classification"
+        write_faces(source)
+    convert(source, tmp_path / "out", form, form=None if task == "classification" else "coco")
+    one, two = open_subjects(source), open_subjects(tmp_path / "out")
+    assert two.task == task
+    assert len(two.samples) == len(one.samples)
+    assert two.splits == one.splits
+    counts = [Counter(each.class_names[item.label] for item in each.items) for each in (one, two)]
+    assert counts[0] == counts[1]
+
+
 def test_objects_with_wrong_classes_and_odd_boxes_are_found(scenes: Path, tmp_path: Path) -> None:
     page = json.loads((scenes / "annotations/instances_train.json").read_text())
     generator = np.random.default_rng(0)
@@ -329,7 +345,7 @@ def test_features_of_a_run_and_of_a_timm_model(tmp_path: Path, capsys: pytest.Ca
     ("arguments", "message"),
     [
         (["missing"], "missing: no such folder"),
-        (["photos", "--task", "detection"], "no annotations in COCO's format"),
+        (["photos", "--task", "detection"], "no train annotations in COCO's format"),
         (["photos", "--task", "segmentation"], "what are the classes called?"),
         (["photos", "--pretrained"], "--model"),
         (["photos", "--out", "photos/doctor"], "inside the data"),

@@ -199,8 +199,8 @@ def _label_errors(
     if small:
         names = ", ".join(subjects.class_names[label] for label in sorted(small)[:10])
         notes.append(
-            f"{len(small)} classes are in fewer than {labels.FOLDS} different images, their labels were not judged: {names}"
-            + (", …" if len(small) > 10 else "")
+            f"{len(small)} classes are in fewer than {labels.FOLDS} different images; their labels were not "
+            f"judged: {names}" + (", …" if len(small) > 10 else "")
         )
     findings = []
     for doubt in doubts:
