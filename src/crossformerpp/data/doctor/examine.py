@@ -147,11 +147,11 @@ def _look_at_all(subjects: Subjects, track: Track, describe: Describe | None, wi
         if mask is not None:
             seen.pixels.append(count_labels(mask, len(subjects.class_names)))
             seen.ignored.append(float((mask == IGNORED).mean()))
-            items = boxes.segments(mask, number)
         if subjects.task == "detection":
             seen.findings += boxes.odd_boxes(subjects, number, items, image.size)
-        for item in items:
-            cut = boxes.part(image, item.box)
+        shapes = [(item, None) for item in items] if mask is None else boxes.segments(mask, number)
+        for item, shape in shapes:
+            cut = boxes.part(image, item.box, shape)
             if cut is None:
                 seen.too_small += 1
                 continue
