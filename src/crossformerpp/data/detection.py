@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.data.coco import CocoImage, CocoObject, CocoSet
-from crossformerpp.data.images import UnusableImageError, read_image
+from crossformerpp.data.images import UnusableImageError
 from crossformerpp.data.masks import decode, encode
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixel_tensors import to_tensor
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat, Pixels
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -37,8 +39,8 @@ def train_transform(
 class TrainImages(Dataset):
     """(image, target) for torchvision's detectors, transformed at random.
 
-    The image is 3 × H × W bytes; the target holds `boxes` (N × 4: left, top, right, bottom), `labels` (N,
-    from 0) and, if asked for, `masks` (N × H × W bytes). Crowds are left out.
+    The image is 3 × H × W bytes, or C × H × W floats of no photograph; the target holds `boxes` (N × 4: left, top,
+    right, bottom), `labels` (N, from 0) and, if asked for, `masks` (N × H × W bytes). Crowds are left out.
     """
 
     def __init__(self, coco: CocoSet, transform: Callable[..., Any], with_masks: bool) -> None:
@@ -51,7 +53,7 @@ class TrainImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.coco.images[index]
-        image = pil_to_tensor(open_image(entry))
+        image = to_tensor(open_image(entry, self.coco.pixels))
         things = [thing for thing in entry.objects if not thing.is_crowd]
         size = (entry.height, entry.width)
         boxes = torch.tensor([thing.box for thing in things]).view(-1, 4)
@@ -77,7 +79,7 @@ class EvalImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.coco.images[index]
-        return pil_to_tensor(open_image(entry)), truth(entry, self.with_masks)
+        return to_tensor(open_image(entry, self.coco.pixels)), truth(entry, self.with_masks)
 
 
 def truth(entry: CocoImage, with_masks: bool) -> Target:
@@ -108,19 +110,19 @@ def aspect_groups(images: Sequence[CocoImage]) -> list[int]:
     return [int(image.width > image.height) for image in images]
 
 
-def open_image(entry: CocoImage) -> Image.Image:
+def open_image(entry: CocoImage, pixels: PixelFormat = PHOTOGRAPHS) -> Image.Image | Pixels:
     """The image of an entry.
 
     Raises:
         UnusableImageError: Unreadable, or of another size than the annotations say.
     """
     try:
-        image = read_image(entry.path)
+        image = open_pixels(entry.path, str(entry.path), pixels)
     except ValueError as error:
         raise UnusableImageError(str(error)) from None
     if image.size != (entry.width, entry.height):
         raise UnusableImageError(
-            f"{entry.path}: {image.width}x{image.height} pixels, but its annotations are for "
+            f"{entry.path}: {image.size[0]}x{image.size[1]} pixels, but its annotations are for "
             f"{entry.width}x{entry.height}"
         )
     return image

@@ -86,6 +86,23 @@ class PixelSection(Section):
         return PixelFormat(self.channels, self.max_value)
 
 
+def refuse_for_photographs(data: PixelSection, settings: dict[str, tuple[Any, Any]]) -> None:
+    """
+    Args:
+        settings: Those that serve 8-bit RGB photographs only: name → value and the value that serves all images.
+
+    Raises:
+        ValueError: The images are others, and one of them is set.
+    """
+    for name, (value, off) in settings.items():
+        if value != off and not data.pixels.is_photograph:
+            fix = "null" if off is None else str(off).lower()
+            raise ValueError(
+                f"{name}={value} is for 8-bit RGB photographs, which images with data.channels={data.channels} and "
+                f"data.max_value={data.max_value} are not: --set {name}={fix}"
+            )
+
+
 class ScenesSection(Section):
     """The built-in digit_scenes: how many, how large."""
 

@@ -28,6 +28,7 @@ class Detection:
         with_masks = recipe.detector.name == "mask_rcnn"
         data = recipe.data
         coco, found = _open(recipe, which, class_names, with_masks)
+        coco = replace(coco, pixels=data.pixels)
         described: dict[str, Any] = {"names": _names(coco), "is_drawn": coco.is_drawn, "found": found}
         if which != "train":
             return Split(EvalImages(coco, with_masks), coco.class_names, collate, **described)
