@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from crossformerpp import engine, predict
+from crossformerpp import cli, engine, predict
 from crossformerpp.data.pixel_files import read_pixels
 from crossformerpp.export.networks import open_network
 from crossformerpp.recipes.load import parse_recipe
@@ -145,3 +145,19 @@ def test_augmentations_of_photographs_are_refused_by_name(scenes: Path) -> None:
         ValueError, match=r"data.color_jitter=0.2 is for 8-bit RGB.*--set data.color_jitter=0.0"
     ):
         detection(scenes, color_jitter=0.2)
+
+
+def test_data_check_measures_the_channels_of_objects_and_masks(
+    scenes: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["data", "check", str(scenes), "--json"])
+    objects, _, masks, _ = json.loads(capfd.readouterr().out)
+    pixels = (
+        np.stack([tifffile.imread(path) for path in sorted((scenes / "images/train").glob("*.tif"))]) / 65535
+    )
+    assert not objects["problems"]
+    assert objects["data"] == masks["data"]
+    assert (objects["data"]["channels"], objects["data"]["max_value"]) == (5, 65535)
+    np.testing.assert_allclose(objects["data"]["mean"], pixels.mean(axis=(0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(objects["data"]["std"], pixels.std(axis=(0, 2, 3)), rtol=1e-4)

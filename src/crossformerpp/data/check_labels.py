@@ -12,8 +12,13 @@ import numpy as np
 from crossformerpp.data.check import LEAST_SIDE
 from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.labelled import Format, open_labelled
-from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
-from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
+from crossformerpp.data.pixel_statistics import (
+    PixelStatistics,
+    guess_channels,
+    looked_for,
+    read_for_statistics,
+)
+from crossformerpp.data.pixels import PixelFormat
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which
 
@@ -71,14 +76,8 @@ def check_labels(
         ValueError: As `labelled.open_labelled`.
     """
     left_out: list[str] = []
-    try:
-        listed = PHOTOGRAPHS
-        train = _open(root, "train", wanted, None, left_out, listed)
-    except ValueError:
-        if next(root.rglob("*.npy"), None) is None:
-            raise
-        listed = PixelFormat(channels=1)  # arrays are looked for, too
-        train = _open(root, "train", wanted, None, left_out, listed)
+    listed = looked_for(root)
+    train = _open(root, "train", wanted, None, left_out, listed)
     guess, note = guess_channels(train.images)
     channels = channels or guess
     notes = [note] if note and channels is None else []

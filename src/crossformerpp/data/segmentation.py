@@ -199,7 +199,11 @@ def has_masks(root: Path) -> bool:
 
 
 def open_splits(
-    root: Path, palette: Path | None = None, ignore_value: int = 255, values: Sequence[int] | None = None
+    root: Path,
+    palette: Path | None = None,
+    ignore_value: int = 255,
+    values: Sequence[int] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> Iterator[tuple[Which, MaskedImages]]:
     """The splits that a folder for segmentation has; "test" is all of one that has none.
 
@@ -215,9 +219,8 @@ def open_splits(
     halves = split_folders(root / "images") if (root / "images").is_dir() else {}
     trained = None
     for which in halves or [_WHOLE]:
-        source = open_folder(
-            root, which, palette=palette, ignore_value=ignore_value, values=values, trained=trained
-        )
+        options: dict[str, Any] = {"palette": palette, "ignore_value": ignore_value, "values": values}
+        source = open_folder(root, which, trained=trained, pixels=pixels, **options)
         trained = source.class_names if are_colors(source.class_names) else None
         yield which, source
 
