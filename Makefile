@@ -25,7 +25,7 @@ demo: $(BIN)/.installed  ## train, evaluate and predict on real handwritten digi
 	$(BIN)/crossformer demo runs/demo
 
 test: $(BIN)/.installed  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-3.11:  ## run every test on Python 3.11, in an environment of its own
 	$(MAKE) test PYTHON=python3.11 VENV=.venv-3.11

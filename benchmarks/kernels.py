@@ -1,7 +1,7 @@
 """The kernels that are chosen on this machine beside PyTorch's own, on a CPU, in turn: `python -m benchmarks.kernels`.
 
 A ratio above 1: what is taken is faster than what PyTorch takes by itself. Choices are read from, or measured for, the
-file of `kernels/choice.py`; "taken" is the kernel with the cost of looking the choice up.
+file of `kernels/choice.py`; "taken" is the kernel with the cost of looking the choice up. Both look the spread bias up.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _rows() -> Iterator[Row]:
             sides = (math.isqrt(tokens),) * 2
             qkv = torch.randn(groups, tokens, 96 * heads, dtype=dtype)
             table = torch.randn(heads, 2 * sides[0] - 1, 2 * sides[1] - 1, dtype=dtype)
-            plain = partial(_fused_attention, qkv, kernels.spread(table, sides, dtype))
+            plain = partial(_fused_attention, qkv, table, sides)
             taken = torch.inference_mode()(partial(kernels.attention, qkv, table, heads, sides))
             yield f"{name} attention, {groups} groups of {tokens}, {heads} heads", plain, taken
 
@@ -69,7 +69,8 @@ def _train(linear: Callable[..., Tensor], x: Tensor, weight: Tensor) -> Callable
 
 
 @torch.inference_mode()
-def _fused_attention(qkv: Tensor, bias: Tensor) -> Tensor:
+def _fused_attention(qkv: Tensor, table: Tensor, sides: tuple[int, int]) -> Tensor:
+    bias = kernels.spread(table, sides, qkv.dtype)  # kept, for either
     q, k, v = qkv.unflatten(2, (3, len(bias), -1)).permute(2, 0, 3, 1, 4).unbind(0)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None]).transpose(1, 2).flatten(2)
 

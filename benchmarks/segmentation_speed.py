@@ -90,7 +90,7 @@ def measure_photograph(decoder: Decoder, width: int = 4000, height: int = 3000) 
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: of weights made in it nothing is kept
 def main() -> None:
     """Measure one part."""
     parser = argparse.ArgumentParser(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -328,3 +329,27 @@ def test_predicting_needs_no_trainer_and_training_says_that_it_does(
     assert (
         "this needs pytorch_lightning: pip install '.[train]' in a checkout of crossformerpp" in result.stderr
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_lost_in_a_callback_whose_exceptions_python_drops(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    program = f"""
+import os, signal, sys, time, weakref
+from crossformerpp import cli
+
+def command(**_):
+    class Thing: ...
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: (os.kill(os.getpid(), {int(number)}), time.sleep(0)))
+    del thing
+    for _ in range(2000):
+        time.sleep(0.01)
+
+cli.app = command
+cli.main([])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 128 + number
+    assert "Traceback" not in ended.stderr

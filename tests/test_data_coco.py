@@ -12,7 +12,14 @@ from pycocotools import mask as coco_mask
 from crossformerpp.data.check import check_objects
 from crossformerpp.data.coco import CocoObject, find_split, open_coco, read_coco, suspicion
 from crossformerpp.data.coco_values import run_lengths, whole
-from crossformerpp.data.detection import EvalImages, TrainImages, aspect_groups, collate, train_transform
+from crossformerpp.data.detection import (
+    EvalImages,
+    TrainImages,
+    aspect_groups,
+    collate,
+    train_transform,
+    whole_tiles,
+)
 from crossformerpp.data.masks import encode_mask
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
@@ -141,7 +148,7 @@ def test_polygons_and_both_run_lengths_give_the_same_mask(tmp_path):
     ]
     annotations = [(1, 3, [10, 10, 20, 20], {"segmentation": form}) for form in forms]
     coco = open_coco(*write(tmp_path, annotations), with_masks=True)
-    _, target = TrainImages(coco, train_transform([48], 64, 0.0, 0.0), with_masks=True)[0]
+    _, target = TrainImages(whole_tiles(coco.images), train_transform([48], 64, 0.0, 0.0), with_masks=True)[0]
     assert (target["masks"].numpy() == mask).all()
 
 
@@ -153,7 +160,7 @@ def test_training_targets_follow_the_image(tmp_path):
         (1, 3, [0, 0, 64, 48], {"segmentation": SQUARE, "iscrowd": 1}),
     ]
     coco = open_coco(*write(tmp_path, annotations), with_masks=True)
-    dataset = TrainImages(coco, train_transform([96], 1000, 1.0, 0.3), with_masks=True)
+    dataset = TrainImages(whole_tiles(coco.images), train_transform([96], 1000, 1.0, 0.3), with_masks=True)
     image, target = dataset[0]
     assert image.shape == (3, 96, 128)
     assert image.dtype == torch.uint8
@@ -166,7 +173,7 @@ def test_training_targets_follow_the_image(tmp_path):
     images, targets = collate([dataset[0], dataset[1]])
     assert targets[1]["boxes"].shape == (0, 4)
     assert targets[1]["masks"].shape == (0, *images[1].shape[1:])
-    assert aspect_groups(coco.images) == [1, 0]
+    assert aspect_groups(whole_tiles(coco.images)) == [1, 0]
 
 
 def test_evaluation_sees_the_whole_truth(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossformerpp.data.scenes import SceneMaker, run_lengths, write_digit_scenes
+from crossformerpp.data.scenes import SceneMaker, default_folder, run_lengths, write_digit_scenes
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +84,16 @@ def test_a_finished_folder_is_kept_and_another_is_refused(root, tmp_path):
         write_digit_scenes(tmp_path / "mine", train=2, val=1, size=64)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"], "no draft stays behind"
+
+
+def test_scenes_of_many_small_digits(tmp_path):
+    digits, side = (8, 12), (0.05, 0.08)
+    root = write_digit_scenes(tmp_path / "small", train=6, val=1, size=256, digits=digits, side=side)
+    page = json.loads((root / "annotations/instances_train.json").read_text())
+    counts = [sum(a["image_id"] == image["id"] for a in page["annotations"]) for image in page["images"]]
+    assert all(8 <= count <= 12 or count == 0 for count in counts)
+    sides = [max(a["bbox"][2:]) for a in page["annotations"]]
+    assert 6 < min(sides) <= max(sides) < 0.08 * 256 * 1.5  # turned, and without the empty rim of the scan
+    assert default_folder(6, 1, 256, 0) != default_folder(6, 1, 256, 0, digits, side)
+    with pytest.raises(ValueError, match="holds the digit_scenes"):
+        write_digit_scenes(tmp_path / "small", train=6, val=1, size=256)

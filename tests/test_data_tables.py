@@ -112,7 +112,7 @@ def test_left_out_rows_are_counted_with_their_lines(folder: Path) -> None:
         ),
         (["path,label", "img/a0.png,cat,x"], r"labels.csv, line 2: 3 cells, but the first line has 2"),
         (["path,label,label", "img/a0.png,cat,x"], "two columns are called 'label'"),
-        (["path,a,b", "img/a0.png,cat,x"], "Rename it to `label`: its columns are path, a, b"),
+        (["path,a,b", "img/a0.png,cat,x"], "Rename it to `label`: its columns are path, a, b; for columns"),
         (["path,label", "img/x.png,cat"], r"none of its images can be used \(left out 1 × missing image"),
         (["path,label", "img/a0.png,cat", "img/a1.png,cat"], r"a single class \(cat\)"),
         (

@@ -152,10 +152,12 @@ def test_retinanet_agrees(folder: Path, rules: str) -> None:
     assert open_network(file).session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     with pytest.raises(ValueError, match="--size 160"):
         open_network(file)(np.zeros((1, 3, 160, 160), np.float32))
-    for size in [(131, 90), (90, 200)]:
+    tiled = {"tiles": 96, "overlap": 0.3}
+    options: dict[str, Any]
+    for size, options in [((131, 90), {}), ((90, 200), {}), ((131, 90), tiled)]:
         image = photograph(*size)
-        ours: Any = open_predictor(file, min_score=0.02)(image)
-        theirs: Any = load_predictor(checkpoint, "cpu", min_score=0.02)(image)
+        ours: Any = load_predictor(file, min_score=0.02, **options)(image)
+        theirs: Any = load_predictor(checkpoint, "cpu", min_score=0.02, **options)(image)
         assert 5 < len(theirs.found) == len(ours.found)
         for a, b in zip(ours.found, theirs.found, strict=True):
             assert a["label"] == b["label"]

@@ -10,6 +10,7 @@ from crossformerpp.data.images import read_image
 from crossformerpp.data.masks import decode
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.recipes.load import parse_recipe
+from crossformerpp.tasks import find_task
 
 SIZE = 96
 
@@ -147,3 +148,50 @@ def test_goes_on_from_a_detector_of_other_classes(run, scenes, tmp_path, capsys)
     metrics = engine.train(parse_recipe(values, "test"), tmp_path / "run")
     assert metrics["images"] == 8
     assert "roi_heads.box_predictor.cls_score.weight (11, 128) -> (4, 128)" in capsys.readouterr().err
+
+
+def counted(root, **data):
+    """The training split of eight scenes."""
+    values = recipe(root, "retinanet", 1).model_dump()
+    values["data"] |= data
+    return find_task("detection").split(parse_recipe(values, "test"), "train")
+
+
+@pytest.fixture
+def odd_scenes(scenes, tmp_path):
+    """The scenes with annotations in which the first has none, and a panorama."""
+    page = json.loads((scenes / "annotations/instances_train.json").read_text())
+    first = page["images"][0]["id"]
+    page["annotations"] = [entry for entry in page["annotations"] if entry["image_id"] != first]
+    Image.new("RGB", (4000, 20)).save(tmp_path / "panorama.png")
+    for entry in page["images"]:
+        (tmp_path / entry["file_name"]).write_bytes(
+            (scenes / "images/train" / entry["file_name"]).read_bytes()
+        )
+    page["images"].append({"id": 99, "file_name": "panorama.png", "width": 4000, "height": 20})
+    (tmp_path / "page.json").write_text(json.dumps(page))
+    files = {"annotations": tmp_path / "page.json", "images": tmp_path}
+    return {f"{half}_{what}": path for half in ("train", "val") for what, path in files.items()}, page
+
+
+def test_images_without_objects_are_counted_and_those_left_out_are_named(scenes, odd_scenes):
+    files, page = odd_scenes
+    empty = sum(not any(a["image_id"] == i["id"] for a in page["annotations"]) for i in page["images"][:8])
+    with pytest.warns(UserWarning, match=r"left out of training: 1 × too thin .* \(panorama.png\)"):
+        split = counted(scenes, **files)
+    assert split.counts == {"images": 8, "objects": len(page["annotations"]), "without objects": empty}
+    with pytest.warns(UserWarning, match=r"too thin for data.jitter, .* 9.6 \(panorama.png\)"):
+        counted(scenes, **files, jitter={"size": 96, "scale": [0.1, 2.0]})
+    with pytest.warns(UserWarning, match=rf"{empty} × without objects .*00000.jpg"):
+        split = counted(scenes, **files, empty_images=False)
+    assert split.counts["without objects"] == 0
+    assert len(split.dataset) == 8 - empty
+
+
+def test_tiles_are_counted(scenes, odd_scenes):
+    files, _ = odd_scenes
+    with pytest.warns(UserWarning, match="left out of training"):
+        split = counted(scenes, **files, tiles={"size": 48, "overlap": 0.0}, empty_images=False)
+    assert split.counts["tiles without objects"] == 0
+    assert split.counts["images"] <= 7
+    assert split.counts["tiles"] == len(split.dataset) == len(split.names) == len(set(split.names))

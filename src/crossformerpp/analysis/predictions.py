@@ -25,7 +25,8 @@ class Prediction(Protocol):
         """Rows of the printed table, under the predictor's `columns`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for --json and the JSON files: one list of entries, `top`, `objects` or `classes`, and more."""
+        """Plain data for --json and the JSON files: one list of entries, `top`, `labels`, `objects` or `classes`, and
+        more."""
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         """File name suffix → picture; "" is the annotated image, "_mask" could be an index mask."""
@@ -149,6 +150,51 @@ class ClassPrediction:
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         return {"": label_image(image, self.top)}
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """The labels whose probability reaches their threshold, most likely first: (name, probability, threshold)."""
+
+    columns: ClassVar[Sequence[str]] = ("class", "probability", "threshold")
+
+    found: list[tuple[str, float, float]]
+
+    @classmethod
+    def of(
+        cls, probabilities: np.ndarray, class_names: Sequence[str], thresholds: np.ndarray
+    ) -> "LabelPrediction":
+        """The one place where a multi-label classifier's probabilities (K,) become a result.
+
+        Raises:
+            ValueError: They are no numbers.
+        """
+        if not np.isfinite(probabilities).all():
+            raise ValueError("the network's output is not a number (NaN)")
+        order = np.argsort(-probabilities, kind="stable")
+        return cls(
+            [
+                (class_names[label], float(probabilities[label]), float(thresholds[label]))
+                for label in order
+                if probabilities[label] >= thresholds[label]
+            ]
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [(name, f"{share:.1%}", f"{least:.1%}") for name, share, least in self.found] or [
+            ("none", "", "")
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """`labels`: class, probability and the class's threshold."""
+        return {
+            "labels": [
+                {"class": name, "probability": share, "threshold": least} for name, share, least in self.found
+            ]
+        }
+
+    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
+        return {"": label_image(image, [(name, share) for name, share, _ in self.found])}
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 Commands import what they need when they run, so that `--help` and wrong arguments answer at once.
 """
 
+import _thread
 import io
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -64,6 +66,8 @@ TRAIN_EXTRA = (
     "tensorboard",
     "matplotlib",
     "sklearn",
+    "skimage",
+    "scipy",
     "jinja2",
 )
 
@@ -79,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _end)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _signal_again
     try:
         status = app(args=arguments, standalone_mode=False)
     except KeyboardInterrupt:
@@ -99,6 +105,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     """On SIGTERM leave by an exception, so that nothing half written stays behind."""
     raise SystemExit(128 + number)
+
+
+def _signal_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again whose exception Python dropped, as it does with all that finalisers and callbacks raise."""
+    error = unraisable.exc_value
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+        number = signal.SIGTERM
+    else:
+        sys.__unraisablehook__(unraisable)
+        return
+    with suppress(RuntimeError):  # no thread starts any more: the process is at its end
+        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
 
 
 def _described(error: Exception) -> str:

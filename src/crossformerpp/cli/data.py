@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from crossformerpp.cli.doctor import doctor, values_of
 from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
 from crossformerpp.data.writing import to_json
@@ -16,9 +17,11 @@ Form = Annotated[
 ]
 
 app = typer.Typer(
-    help="Check a data set in any of the formats that `train` takes; convert it; write digit_scenes.",
+    help="Check a data set in any of the formats that `train` takes, look for what is likely wrong with it; "
+    "convert it; write digit_scenes.",
     no_args_is_help=True,
 )
+app.command()(doctor)
 
 
 @app.command()
@@ -42,6 +45,12 @@ def check(
         str | None, typer.Option(help="Value of each class in the masks, as 0,255; default: 0,1,2,…")
     ] = None,
     form: Form = None,
+    multi_label: Annotated[
+        bool,
+        typer.Option(
+            "--multi-label", help="Images of a table or of class folders have any number of labels."
+        ),
+    ] = False,
     channels: Annotated[
         int | None, typer.Option(min=1, help="Channels of the images; default: found out.")
     ] = None,
@@ -53,16 +62,18 @@ def check(
     wanted: Any = form
     reports: list[Any] = []
     is_of_masks = wanted in (None, "masks") and path.is_dir() and has_masks(path)
-    is_of_labels = wanted in ("folders", "table") or (
-        wanted is None and _has_labels(path, images, is_of_masks)
+    is_of_labels = (
+        multi_label
+        or wanted in ("folders", "table")
+        or (wanted is None and _has_labels(path, images, is_of_masks))
     )
     is_of_objects = wanted in ("coco", "yolo", "voc") or (wanted is None and _has_objects(path, images))
     if is_of_objects or not (is_of_masks or is_of_labels):
         reports += _check_objects(path, images, wanted, channels, as_json)
     if is_of_masks:
-        reports += _check_masks(path, palette, ignore_label, _values(mask_values), channels, as_json)
+        reports += _check_masks(path, palette, ignore_label, values_of(mask_values), channels, as_json)
     if is_of_labels:
-        reports += _check_labels(path, wanted, channels, as_json)
+        reports += _check_labels(path, wanted, channels, multi_label, as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
@@ -97,10 +108,14 @@ def _check_objects(
             _show_data(report.data)
 
 
-def _check_labels(path: Path, wanted: Any, channels: int | None, as_json: bool) -> Iterator[Any]:
+def _check_labels(
+    path: Path, wanted: Any, channels: int | None, multi_label: bool, as_json: bool
+) -> Iterator[Any]:
     from crossformerpp.data.check_labels import check_labels
 
-    for report in check_labels(path, wanted, lambda numbers: track(numbers, len(numbers), "check"), channels):
+    for report in check_labels(
+        path, wanted, lambda numbers: track(numbers, len(numbers), "check"), channels, multi_label
+    ):
         yield report
         if not as_json:
             show(f"found: {report.found}")
@@ -136,15 +151,6 @@ def _show_data(data: dict[str, Any]) -> None:
         show(f"recipe of these images, `data: {to_json(data, indent=None)}`:")
         settings = ((key, to_json(value, indent=None).replace(" ", "")) for key, value in data.items())
         show("  " + " ".join(f"--set data.{name}={value}" for name, value in settings))
-
-
-def _values(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(value) for value in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--mask-values {text}: expected whole numbers such as 0,255") from None
 
 
 def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:

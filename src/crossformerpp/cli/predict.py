@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crossformerpp.cli.output import say, show_json_list, show_table, track
-from crossformerpp.cli.train import AsJson, Budget, Overrides, Overwrite
+from crossformerpp.cli.train import AsJson, Budget, Overlap, Overrides, Overwrite, Tiles
 
 if TYPE_CHECKING:
     from crossformerpp.predict import PredictionRun
@@ -42,6 +42,8 @@ def predict(
         bool,
         typer.Option("--cascade", help="Use the run's large setting only where its small one is unsure."),
     ] = False,
+    tiles: Tiles = None,
+    overlap: Overlap = None,
     overrides: Overrides = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
     batch_size: Annotated[
@@ -67,7 +69,14 @@ def predict(
     if min_score is not None:
         options["min_score"] = min_score
     predictor = room.load_predictor(
-        checkpoint, device, overrides or (), budget=budget, cascade=cascade, **options
+        checkpoint,
+        device,
+        overrides or (),
+        budget=budget,
+        cascade=cascade,
+        tiles=tiles,
+        overlap=overlap,
+        **options,
     )
     found = room.open_images(images, predictor.pixels.extensions)
     folder = out or fresh_folder(Path("predictions"))

@@ -1,13 +1,14 @@
 """`crossformer train` and `crossformer eval`."""
 
+import csv
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from crossformerpp.cli.output import say, show_json, show_metrics, track
+from crossformerpp.cli.output import say, show_json, show_metrics, show_table, track
 
 Data = Annotated[Path | None, typer.Option("--data", help="Data folder; sets data.root of the recipe.")]
 Overrides = Annotated[
@@ -19,6 +20,13 @@ Budget = Annotated[
     typer.Option(
         help="Cost of an image, 30ms or 2.1GMACs: a setting that `analyze budget` found in the run."
     ),
+]
+Tiles = Annotated[
+    int | None,
+    typer.Option(help="Look at images in squares of so many pixels (detection, segmentation)."),
+]
+Overlap = Annotated[
+    float | None, typer.Option(help="Share of a tile that its neighbour sees, too; default: 0.2.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -66,9 +74,10 @@ def train(
     if not engine.is_first():
         return
     if as_json:
-        show_json({"run": str(run), **metrics})
+        show_json({"run": str(run), **metrics, **_errors_json(run)})
     else:
         show_metrics(metrics, f"{run}: final evaluation of {find_checkpoint(run).name}")
+        _show_errors(run)
         say(f"the run is in {run}: metrics, pictures, checkpoints, recipe.yaml")
 
 
@@ -88,6 +97,8 @@ def evaluate(
         Path | None,
         typer.Option(help="Of an exported file: the run it was made from, to be compared with."),
     ] = None,
+    tiles: Tiles = None,
+    overlap: Overlap = None,
     conformal: Annotated[
         float | None,
         typer.Option(
@@ -118,6 +129,7 @@ def evaluate(
             root=data,
             checkpoint=checkpoint,
             overrides=overrides or (),
+            tiles=(tiles, overlap),
             conformal=conformal,
             track=lambda items, total: track(items, total, "eval"),
         )
@@ -125,16 +137,51 @@ def evaluate(
         certificate.write_results(found, folder)
         beside = found.write()
     else:
-        metrics = engine.evaluate(run, root=data, out=folder, overrides=overrides or (), conformal=conformal)
+        metrics = engine.evaluate(
+            run,
+            root=data,
+            out=folder,
+            overrides=overrides or (),
+            tiles=(tiles, overlap),
+            conformal=conformal,
+        )
     if not engine.is_first():
         return
     if as_json:
-        show_json({"run": str(run), **metrics})
+        show_json({"run": str(run), **metrics, **_errors_json(folder)})
         return
     show_metrics(metrics, str(run))
+    _show_errors(folder)
     say(f"metrics.json and pictures are in {folder}")
     if beside is not None:
         say(f"the certificate is in {run} and in {beside}")
+
+
+def _show_errors(folder: Path) -> None:
+    """A table of a detector's errors by kind, if the evaluation counted them."""
+    if rows := _errors(folder):
+        names = [name.replace("_", " ") for name in rows[0]]
+        show_table(names, [list(row.values()) for row in rows], "errors of the boxes, all in errors.csv")
+
+
+def _errors_json(folder: Path) -> dict[str, Any]:
+    """The same as plain data, under `errors`."""
+    numbers = {
+        row["kind"]: {
+            "errors": int(row["errors"]),
+            "AP50_lost": float(row["AP50_lost"]) if row["AP50_lost"] else None,
+        }
+        for row in _errors(folder)
+    }
+    return {"errors": numbers} if numbers else {}
+
+
+def _errors(folder: Path) -> list[dict[str, str]]:
+    file = folder / "error_kinds.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
 
 
 def is_exported(path: Path) -> bool:

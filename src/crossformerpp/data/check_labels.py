@@ -1,14 +1,15 @@
 """What is wrong with labelled images, found before an hour of training is lost."""
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crossformerpp.data.balance import class_counts
 from crossformerpp.data.check import LEAST_SIDE
 from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.labelled import Format, open_labelled
@@ -64,6 +65,7 @@ def check_labels(
     wanted: Format | None = None,
     track: Callable[[range], Iterable[int]] = iter,
     channels: int | None = None,
+    multi_label: bool = False,
 ) -> Iterator[LabelReport]:
     """Open every image of a folder of class folders, or of a table, split by split.
 
@@ -71,30 +73,31 @@ def check_labels(
         wanted: What the folder holds, where it could be several.
         track: Wraps the sample numbers, for a progress bar.
         channels: Of the images; default: found out.
+        multi_label: Images have any number of labels.
 
     Raises:
         ValueError: As `labelled.open_labelled`.
     """
     left_out: list[str] = []
+    opened = partial(open_labelled, root, wanted=wanted, multi_label=multi_label)
     listed = looked_for(root)
-    train = _open(root, "train", wanted, None, left_out, listed)
+    train = _open(opened, "train", None, left_out, listed)
     guess, note = guess_channels(train.images)
     channels = channels or guess
     notes = [note] if note and channels is None else []
     if train.is_drawn:
-        everything = _open(root, "test", wanted, train.class_names, [], listed)
+        everything = _open(opened, "test", train.class_names, [], listed)
         yield _check(everything, "all", left_out, track, channels, notes)
         return
     yield _check(train, "train", left_out, track, channels, notes)
     left_out = []
-    val = _open(root, "val", wanted, train.class_names, left_out, listed)
+    val = _open(opened, "val", train.class_names, left_out, listed)
     yield _check(val, "val", left_out, track, channels)
 
 
 def _open(
-    root: Path,
+    opened: Callable[..., LabelledImages],
     which: Which,
-    wanted: Format | None,
     class_names: list[str] | None,
     left_out: list[str],
     pixels: PixelFormat,
@@ -102,7 +105,7 @@ def _open(
     """A split; what its reader warns of is a problem here."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        source = open_labelled(root, which, wanted=wanted, class_names=class_names, pixels=pixels)
+        source = opened(which, class_names=class_names, pixels=pixels)
     left_out += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
     return source
 
@@ -125,8 +128,9 @@ def _check(
         statistics.add(image)
         if min(np.asarray(image).shape[:2]) < LEAST_SIDE:
             notes.add(f"image below {LEAST_SIDE} pixels", source.names[number])
-    found = Counter(source.labels)
-    per_class = {name: found[label] for label, name in enumerate(source.class_names)}
+    sets = source.label_sets
+    numbers = class_counts(source.labels if sets is None else sets, len(source.class_names))
+    per_class = dict(zip(source.class_names, numbers.tolist(), strict=True))
     empty = [name for name, count in per_class.items() if not count]
     for name in empty:
         notes.add("class without images", name)
@@ -135,6 +139,8 @@ def _check(
         "unreadable images": len(problems.found.get("unreadable image", ())),
         "classes": len(per_class),
     }
+    if sets is not None:
+        counts |= {"labels": int(numbers.sum()), "images without a label": sum(not own for own in sets)}
     return LabelReport(
         which,
         counts,

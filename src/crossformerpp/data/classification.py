@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from crossformerpp.data.digit_labels import load_digit_labels
 from crossformerpp.data.digits import NAMES, load_digits
 from crossformerpp.data.files import find_files, find_folders, find_loose_files, warn_left_out
 from crossformerpp.data.images import require_shape
@@ -76,9 +77,10 @@ class LabelledImages:
 
     Attributes:
         images: A path, the bytes of a file, or an image per sample.
-        labels: Index into `class_names` per sample.
+        labels: Index into `class_names` per sample; empty where there are `label_sets`.
         names: What to call each sample in tables and errors.
         real_labels: Other right answers of each sample, none of them for samples that do not count.
+        label_sets: Of multi-label data, all classes of each sample, in ascending order.
         is_drawn: Whether the split was drawn from one folder.
         found: What their folder was taken for; "" for built-in data.
         pixels: How they are read.
@@ -89,12 +91,21 @@ class LabelledImages:
     class_names: list[str]
     names: Sequence[str]
     real_labels: list[list[int]] | None = None
+    label_sets: list[list[int]] | None = None
     is_drawn: bool = False
     found: str = ""
     pixels: PixelFormat = PHOTOGRAPHS
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.names)
+
+    def target(self, index: int) -> int | torch.Tensor:
+        """The label of one sample, or of multi-label data (K,) with 1 for each of its classes."""
+        if self.label_sets is None:
+            return self.labels[index]
+        target = torch.zeros(len(self.class_names))
+        target[self.label_sets[index]] = 1
+        return target
 
     def open(self, index: int) -> Image.Image:
         """One sample as an RGB picture, untransformed.
@@ -162,7 +173,7 @@ class Damage:
 
 
 class TransformedImages(Dataset):
-    """(image C × H × W, label, index) of each labelled image, after `transform`.
+    """(image C × H × W, label or target (K,), index) of each labelled image, after `transform`.
 
     In the place of an unreadable image stands the next one in training, which keeps batches whole; in an
     evaluation a black one with the number ~index (negative), which is not counted.
@@ -184,7 +195,7 @@ class TransformedImages(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor, int]:
         for number in range(index, index + len(self)):
             place = number % len(self)
             try:
@@ -192,9 +203,9 @@ class TransformedImages(Dataset):
             except ValueError as error:
                 self.damage.note(place, error)
                 if not self.replace_unreadable:
-                    return self.transform(self.source.pixels.blank()), self.source.labels[index], ~index
+                    return self.transform(self.source.pixels.blank()), self.source.target(index), ~index
             else:
-                return self.transform(image), self.source.labels[place], place
+                return self.transform(image), self.source.target(place), place
         raise TooManyUnreadableError("none of the images can be read")
 
 
@@ -202,6 +213,13 @@ def open_digits(which: Which, size: int) -> LabelledImages:
     """The built-in handwritten digits; "val" and "test" are the same."""
     images, labels = load_digits("train" if which == "train" else "val", size)
     return LabelledImages(images, labels, NAMES, [f"digits/{which}/{i:04d}" for i in range(len(labels))])
+
+
+def open_digit_labels(which: Which, size: int) -> LabelledImages:
+    """Pictures of several digits; "val" and "test" are the same."""
+    images, label_sets = load_digit_labels("train" if which == "train" else "val", size)
+    names = [f"digit_labels/{which}/{i:04d}" for i in range(len(images))]
+    return LabelledImages(images, [], NAMES, names, label_sets=label_sets)
 
 
 def open_mnist(which: Which, size: int) -> LabelledImages:
@@ -227,27 +245,34 @@ def open_folder(
         ValueError: No such folder, no class folders, a single or an empty class, too few images to split,
             or classes that differ from `class_names`.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
-    splits = split_folders(root, holds_splits=_holds_classes)
-    if splits:
-        folder = splits.get("train" if which == "train" else "val")
-        if folder is None:
-            missing = "train" if which == "train" else "val"
-            raise ValueError(f"{root}: holds only one of train/ and val/; {missing}/ is missing")
-    else:
-        folder = root
-    paths, labels, found = _scan(folder, pixels.extensions)
+    folder, is_drawn = split_folder(root, which)
+    paths, labels, found = scan_classes(folder, pixels.extensions)
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
-    is_drawn = not splits and which != "test"
     if is_drawn:
         keep = draw_split(labels, val_fraction, seed, found, root)[which]
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
     listed = names.as_printable()
     return LabelledImages(Files(root, names), labels, found, listed, is_drawn=is_drawn, pixels=pixels)
+
+
+def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
+    """Where the class folders of a split lie, and whether it is to be drawn from them.
+
+    Raises:
+        ValueError: No such folder, or no such split in it.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    splits = split_folders(root, holds_splits=_holds_classes)
+    if not splits:
+        return root, which != "test"
+    wanted: Which = "train" if which == "train" else "val"
+    if wanted not in splits:
+        raise ValueError(f"{root}: holds only one of train/ and val/; {wanted}/ is missing")
+    return splits[wanted], False
 
 
 def holds_class_folders(root: Path) -> bool:
@@ -263,7 +288,18 @@ def _holds_classes(folder: Path) -> bool:
     return bool(find_folders(folder, Problems()))
 
 
-def _scan(folder: Path, extensions: tuple[str, ...]) -> tuple[list[Path], list[int], list[str]]:
+def scan_classes(
+    folder: Path, extensions: tuple[str, ...], keep_links: bool = False
+) -> tuple[list[Path], list[int], list[str]]:
+    """The images in the class folders, the class of each, and the classes' names.
+
+    Args:
+        extensions: Of the images' files.
+        keep_links: Take links to images of other class folders, too.
+
+    Raises:
+        ValueError: No class folders, a single or an empty class, or two of one name.
+    """
     left_out = Problems()
     folders = find_folders(folder, left_out)
     for name in find_loose_files(folder, extensions):
@@ -280,7 +316,7 @@ def _scan(folder: Path, extensions: tuple[str, ...]) -> tuple[list[Path], list[i
     labels: list[int] = []
     empty = []
     for label, class_folder in enumerate(folders):
-        own = find_files(class_folder, extensions, left_out, root=folder)
+        own = find_files(class_folder, extensions, left_out, root=folder, keep_links=keep_links)
         paths += own
         labels += [label] * len(own)
         if not own:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from crossformerpp.data.classification import LabelledImages, holds_class_folders, open_folder
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
+from crossformerpp.data.label_sets import open_label_sets
 from crossformerpp.data.names import printable
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
@@ -48,6 +49,7 @@ def open_labelled(
     which: Which,
     *,
     wanted: Format | None = None,
+    multi_label: bool = False,
     val_fraction: float = 0.2,
     seed: int = 0,
     class_names: list[str] | None = None,
@@ -55,10 +57,15 @@ def open_labelled(
 ) -> LabelledImages:
     """One split of a folder of labelled images, of whatever kind.
 
+    Args:
+        multi_label: Images have any number of labels; of tables and class folders.
+
     Raises:
         ValueError: As the reader of that kind; folders of nothing are refused as class folders.
     """
     found = find_format(root, wanted)
+    if multi_label:
+        return _open_label_sets(root, which, found, val_fraction, seed, class_names, pixels)
     if found == "tars":
         return replace(
             open_imagenet_tars(root, which, class_names), found="ImageNet's tar files", pixels=pixels
@@ -70,7 +77,31 @@ def open_labelled(
             open_huggingface(root, which, class_names), found="Hugging Face data set", pixels=pixels
         )
     if found == "table":
-        names = ", ".join(printable(path.name) for path in find_tables(root).values())
         source = open_table(root, which, val_fraction, seed, class_names)
-        return replace(source, found=f"table of images and labels, {names}", pixels=pixels)
+        return replace(source, found=f"table of images and labels, {_tables(root)}", pixels=pixels)
     return replace(open_folder(root, which, val_fraction, seed, class_names, pixels), found="class folders")
+
+
+def _open_label_sets(
+    root: Path,
+    which: Which,
+    found: Format | None,
+    val_fraction: float,
+    seed: int,
+    class_names: list[str] | None,
+    pixels: PixelFormat,
+) -> LabelledImages:
+    if found not in ("table", "folders", None):
+        raise ValueError(
+            f"{root}: several labels per image are read from tables and class folders, not from {found}"
+        )
+    is_table = found == "table"
+    source = open_label_sets(root, which, is_table, val_fraction, seed, class_names, pixels)
+    text = (
+        f"table of images and label sets, {_tables(root)}" if is_table else "class folders that share images"
+    )
+    return replace(source, found=text)
+
+
+def _tables(root: Path) -> str:
+    return ", ".join(printable(path.name) for path in find_tables(root).values())

@@ -61,6 +61,11 @@ class Pixels:
     def height(self) -> int:
         return self.values.shape[0]
 
+    def crop(self, box: tuple[int, int, int, int]) -> "Pixels":
+        """The part between left, top, right and bottom, as Pillow has them."""
+        left, top, right, bottom = box
+        return Pixels(self.values[top:bottom, left:right])
+
     def preview(self) -> Image.Image:
         """An RGB picture of its first three channels, or of a single one in grey, stretched to what they hold."""
         shown = self.values[..., :3] if self.values.shape[-1] >= 3 else self.values[..., :1].repeat(3, -1)

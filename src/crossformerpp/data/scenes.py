@@ -33,9 +33,9 @@ _MARKER = "digit_scenes.json"
 _RECIPE = 2  # counts changes of what is drawn
 _SPLITS: tuple[Half, Half] = ("train", "val")
 
-_NUM_DIGITS = (2, 7)  # per scene
+NUM_DIGITS = (2, 7)  # per scene
 _EMPTY_SHARE = 0.03  # scenes without a digit, as COCO has them
-_SIDE = (0.18, 0.42)  # of a digit's 8×8 square, as a share of the scene
+SIDE = (0.18, 0.42)  # of a digit's 8×8 square, as a share of the scene
 _MAX_TURN = 15.0  # degrees; a 6 stays a 6
 _LEAST_VISIBLE = 0.9  # share of a digit that others may not cover
 _DIMMED = (0.3, 0.6)  # share of its brightness that a photograph keeps, for digits to stand out from it,
@@ -44,7 +44,13 @@ _MARGIN = 2  # empty pixels around the 8×8 scan, so that enlarging meets no edg
 
 
 def write_digit_scenes(
-    root: str | Path, train: int = 400, val: int = 100, size: int = 256, seed: int = 0
+    root: str | Path,
+    train: int = 400,
+    val: int = 100,
+    size: int = 256,
+    seed: int = 0,
+    digits: tuple[int, int] = NUM_DIGITS,
+    side: tuple[float, float] = SIDE,
 ) -> Path:
     """Write the scenes into the folder `root`, all or nothing; a folder that has them already is kept.
 
@@ -53,6 +59,8 @@ def write_digit_scenes(
         val: Number of validation scenes.
         size: Side of a scene in pixels.
         seed: Another seed, other scenes.
+        digits: Least and largest number of digits in a scene.
+        side: Least and largest side of a digit's 8×8 square, as a share of the scene.
 
     Returns:
         `root`.
@@ -64,7 +72,8 @@ def write_digit_scenes(
     root = Path(root)
     if min(train, val) < 1 or size < 64:
         raise ValueError(f"digit_scenes of {train} + {val} at {size} pixels: at least 1 + 1 at 64 are needed")
-    wanted = {"recipe": _RECIPE, "train": train, "val": val, "size": size, "seed": seed}
+    wanted: dict[str, Any] = {"recipe": _RECIPE, "train": train, "val": val, "size": size, "seed": seed}
+    wanted |= _unusual(digits, side)
     if _is_written(root, wanted):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +81,7 @@ def write_digit_scenes(
     try:
         draft.chmod(0o755)  # mkdtemp keeps others out
         for number, (which, count) in enumerate(zip(_SPLITS, (train, val), strict=True)):
-            _write_split(draft, which, count, size, [seed, number])
+            _write_split(draft, SceneMaker(which, size, digits, side), which, count, [seed, number])
         (draft / "classes.txt").write_text("\n".join(["background", *NAMES]) + "\n", encoding="utf-8")
         (draft / _MARKER).write_text(json.dumps(wanted), encoding="utf-8")
         try:
@@ -85,9 +94,30 @@ def write_digit_scenes(
     return root
 
 
-def default_folder(train: int, val: int, size: int, seed: int) -> Path:
+def default_folder(
+    train: int,
+    val: int,
+    size: int,
+    seed: int,
+    digits: tuple[int, int] = NUM_DIGITS,
+    side: tuple[float, float] = SIDE,
+) -> Path:
     """Where recipes that name no folder keep their scenes: in the user's cache."""
-    return cache_folder() / f"digit_scenes{_RECIPE}-{train}-{val}-{size}-{seed}"
+    numbers = [
+        train,
+        val,
+        size,
+        seed,
+        *(number for pair in _unusual(digits, side).values() for number in pair),
+    ]
+    return cache_folder() / f"digit_scenes{_RECIPE}-{'-'.join(map(str, numbers))}"
+
+
+def _unusual(digits: tuple[int, int], side: tuple[float, float]) -> dict[str, list[Any]]:
+    """What a folder of other digits than the usual ones notes of them."""
+    if (digits, side) == (NUM_DIGITS, SIDE):
+        return {}
+    return {"digits": list(digits), "side": list(side)}
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
@@ -117,12 +147,18 @@ class Scene:
 class SceneMaker:
     """Draws scenes of one split from its digits and photographs."""
 
-    def __init__(self, which: Half, size: int) -> None:
+    def __init__(
+        self,
+        which: Half,
+        size: int,
+        digits: tuple[int, int] = NUM_DIGITS,
+        side: tuple[float, float] = SIDE,
+    ) -> None:
         images, self.labels = load_digits(which, 8)
         scans = [np.asarray(image.convert("L"), np.float32) for image in images]
         self.scans = [np.pad(scan / scan.max(), _MARGIN) for scan in scans]
         self.photographs = open_photographs(which)
-        self.size = size
+        self.size, self.num_digits, self.side = size, digits, side
 
     def draw(self, rng: np.random.Generator) -> Scene:
         """A scene that depends on the generator alone."""
@@ -130,7 +166,7 @@ class SceneMaker:
         labels: list[int] = []
         whole: list[np.ndarray] = []
         masks: list[np.ndarray] = []
-        count = 0 if rng.random() < _EMPTY_SHARE else int(rng.integers(*_NUM_DIGITS, endpoint=True))
+        count = 0 if rng.random() < _EMPTY_SHARE else int(rng.integers(*self.num_digits, endpoint=True))
         for _ in range(count):
             number = int(rng.integers(len(self.scans)))
             for _ in range(20):  # tries to find a place
@@ -160,7 +196,7 @@ class SceneMaker:
 
     def _place(self, scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Opacity 0 … 1, H × W, of a digit enlarged, turned and wholly inside the scene: the ink of the scan."""
-        low, high = np.log(_SIDE)
+        low, high = np.log(self.side)
         scale = (
             float(np.exp(rng.uniform(low, high))) * self.size / 8
         )  # pixels of the scene per one of the scan
@@ -184,8 +220,8 @@ def _paint(image: np.ndarray, alpha: np.ndarray, rng: np.random.Generator) -> np
     return np.clip(image + alpha[..., None] * (color - image), 0, 255)
 
 
-def _write_split(root: Path, which: Half, count: int, size: int, key: list[int]) -> None:
-    maker = SceneMaker(which, size)
+def _write_split(root: Path, maker: SceneMaker, which: Half, count: int, key: list[int]) -> None:
+    size = maker.size
     for room in ("images", "masks"):
         (root / room / which).mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -225,7 +261,7 @@ def _box(mask: np.ndarray) -> list[int]:
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
-def _is_written(root: Path, wanted: dict[str, int]) -> bool:
+def _is_written(root: Path, wanted: dict[str, Any]) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     marker = root / _MARKER

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crossformerpp.data.names import printable, read_text
 from crossformerpp.data.pixels import PIXEL_EXTENSIONS
@@ -128,8 +129,7 @@ def _read_parquet(file: Path, limit: int | None) -> tuple[list[str], list[list[s
         ) from None
     try:
         with parquet.ParquetFile(file) as page:
-            flat = [field.name for field in page.schema_arrow if not types.is_nested(field.type)]
-            flat = [name for name in flat if not types.is_binary(page.schema_arrow.field(name).type)]
+            flat = [field.name for field in page.schema_arrow if _is_text(field.type, types)]
             if limit is None:
                 table = page.read(columns=flat)
             else:
@@ -139,8 +139,19 @@ def _read_parquet(file: Path, limit: int | None) -> tuple[list[str], list[list[s
             columns = [table.column(name).to_pylist() for name in flat]
     except (ArrowException, OSError) as error:
         raise ValueError(f"{file}: unreadable parquet ({' '.join(str(error).split())[:200]})") from None
-    cells = [
-        ["" if value is None else printable(str(value).strip()) for value in row]
-        for row in zip(*columns, strict=True)
-    ]
+    cells = [[printable(_as_text(value).strip()) for value in row] for row in zip(*columns, strict=True)]
     return flat, cells, list(range(1, len(cells) + 1))
+
+
+def _is_text(kind: Any, types: Any) -> bool:
+    """Whether a column of this type holds texts or numbers, or lists of them."""
+    if types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
+    return not types.is_nested(kind) and not types.is_binary(kind)
+
+
+def _as_text(value: Any) -> str:
+    """Of a cell; a list as ;-separated."""
+    if isinstance(value, list):
+        return ";".join(map(_as_text, value))
+    return "" if value is None else str(value)

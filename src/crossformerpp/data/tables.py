@@ -186,7 +186,8 @@ def read_single_labels(file: Path) -> LabelledRows:
                 conflicts.append(f"{printable(path)} in lines {' and '.join(map(str, lines))}")
     if conflicts:
         raise ValueError(
-            f"{file}: {len(conflicts)} images have two labels ({'; '.join(conflicts[:3])}); leave one label each"
+            f"{file}: {len(conflicts)} images have two labels ({'; '.join(conflicts[:3])}); leave one label each, or "
+            "pass --set multi_label=true"
         )
     if rows.problems.found:
         warnings.warn(f"{printable(str(file))}: left out {'; '.join(rows.problems.lines())}", stacklevel=2)
@@ -211,6 +212,11 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
     names = sorted({rows.labels[place] for place in keep}, key=_by_number)
     if len(names) < 2:
         raise ValueError(f"{rows.table.file}: a single class ({names[0]}); at least two are needed")
+    if lists := [name for name in names if ";" in name or "|" in name]:
+        warnings.warn(
+            f"{rows.table.file}: the class {lists[0]} reads like several labels; if so, pass --set multi_label=true",
+            stacklevel=3,
+        )
     return names
 
 
@@ -263,7 +269,8 @@ def _label_column(table: Table, path_column: str) -> str:
     others = [name for name in table.columns if name not in (path_column, table.find(SPLIT_NAMES))]
     if len(others) != 1:
         raise ValueError(
-            f"{table.file}: which column holds the labels? Rename it to `label`: {_columns(table)}"
+            f"{table.file}: which column holds the labels? Rename it to `label`: {_columns(table)}; for columns of 0 "
+            "and 1 pass --set multi_label=true"
         )
     return others[0]
 

@@ -38,6 +38,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,12 @@ from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.recipes.tiles import tile_overrides
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
+from crossformerpp.tasks.classification.thresholds import keep_thresholds, read_thresholds
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -109,6 +113,9 @@ def train(
             write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
+            if data.train is not None and data.train.counts:
+                counts = ", ".join(f"{count:,} {name}" for name, count in data.train.counts.items())
+                print(f"training data: {counts}", file=sys.stderr)
         _fit(module, data, run)
         return evaluate(out, out=out)
 
@@ -179,6 +186,7 @@ def evaluate(
     root: Path | None = None,
     out: Path | None = None,
     overrides: Iterable[str] = (),
+    tiles: tuple[int | None, float | None] = (None, None),
     conformal: float | None = None,
 ) -> dict[str, float]:
     """Evaluate a run or a checkpoint on its validation data, or on other data.
@@ -187,6 +195,7 @@ def evaluate(
         root: A folder of data to use instead of the run's own.
         out: Where to write metrics.json, tables and pictures; None: nowhere.
         overrides: `a.b=value` texts, e.g. another data.size or trainer.workers.
+        tiles: Side and overlap of the tiles to look at images in; see `recipes.tiles.tile_overrides`.
         conformal: Calibrate a classifier's answers to hold the truth with this probability, and keep the threshold
             beside the weights.
 
@@ -194,9 +203,13 @@ def evaluate(
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
-    overrides = list(overrides)
+    overrides = [*tile_overrides(saved.recipe.task, *tiles), *overrides]
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
+    if conformal is not None and getattr(saved.recipe, "multi_label", False):
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
     if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
         raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
     recipe = evaluated_recipe(saved, root, overrides)
@@ -217,6 +230,8 @@ def evaluate(
         evaluation, promise = promises.judge_promise(
             evaluation, promises.read_promise(saved), conformal, is_other=root is not None
         )
+    if isinstance(evaluation, LabelSetEvaluation) and root is not None:
+        evaluation = replace(evaluation, thresholds=read_thresholds(saved))
     if out is not None and trainer.is_global_zero:
         about = {
             "checkpoint": str(saved.path),
@@ -229,6 +244,9 @@ def evaluate(
             evaluation.write(draft, split)
     if promise is not None and conformal is not None and trainer.is_global_zero:
         promises.write_promise(saved, promise)
+    is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
+    if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
+        keep_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
 
 
@@ -304,6 +322,7 @@ def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         module = task.module(recipe, train_split.class_names)
+    module.meet(train_split)
     module.plan, module.data_marks = plan, marks
     module.configure_optimizers()  # for its errors
     return module, data
@@ -403,6 +422,7 @@ def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
         "params": sum(parameter.numel() for parameter in module.model.parameters()),
         "classes": len(module.class_names),
         "train_samples": num_samples(data.train),
+        "train_counts": dict(data.train.counts),
         "val_samples": num_samples(data.val),
         "started_from": module.started_from and module.started_from.to_json(),
     }

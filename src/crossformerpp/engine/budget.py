@@ -178,6 +178,8 @@ class Judge:
         """
         if self.recipe.task != "classification":
             raise ValueError(f"{self.saved.path}: a run of {self.recipe.task}; cascades are for classifiers")
+        if getattr(self.recipe, "multi_label", False):
+            raise ValueError(f"{self.saved.path}: several labels per image; cascades are for one")
         evaluation: Any = self.evaluate(setting)[0]
         confidence = evaluation.probabilities.max(dim=1).values.double().numpy()
         return Answers(confidence, evaluation.right.numpy(), self.macs(setting))

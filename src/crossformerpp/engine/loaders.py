@@ -41,6 +41,7 @@ class RunData(pl.LightningDataModule):
             world=world,
             start=self.start_step * self.section.accumulate,
             groups=self.train.groups,
+            weights=self.train.weights,
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -80,4 +81,4 @@ def first_batch(split: Split, section: TrainerSection) -> Split:
     generator = np.random.default_rng(section.seed)
     chosen = sorted(generator.permutation(num_samples(split))[: section.batch_size].tolist())
     groups = None if split.groups is None else [0] * len(chosen)
-    return replace(split, dataset=Subset(split.dataset, chosen), groups=groups)
+    return replace(split, dataset=Subset(split.dataset, chosen), groups=groups, weights=None)

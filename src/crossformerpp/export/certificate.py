@@ -11,7 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,17 +21,20 @@ import numpy as np
 
 import crossformerpp
 from crossformerpp.analysis.conformal import Promise
+from crossformerpp.analysis.tiled import TiledPredictor
 from crossformerpp.data.names import printable
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, replacing_path, to_json, write_json
-from crossformerpp.export.judges import JUDGES, Judge
+from crossformerpp.export.judges import Judge, LabelSetJudge, open_judge
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.load import apply_overrides, parse_page, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.recipes.tiles import tile_overrides
 from crossformerpp.runtime import open_predictor, predictor_of
 from crossformerpp.runtime.files import KEY
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
 from crossformerpp.tasks.classification.promise import judge_promise
 from crossformerpp.tasks.plug import Evaluation
 from crossformerpp.tasks.programs import open_program
@@ -148,6 +151,7 @@ def certify(
     root: Path | None = None,
     checkpoint: Path | None = None,
     overrides: Iterable[str] = (),
+    tiles: tuple[int | None, float | None] = (None, None),
     conformal: float | None = None,
     track: Any = lambda items, total: items,
 ) -> Certificate:
@@ -157,6 +161,7 @@ def certify(
         root: The data; default: the checkpoint's validation data, or those of a built-in recipe.
         checkpoint: What the file was made from.
         overrides: `a.b=value` texts that change how the recipe finds its data.
+        tiles: Side and overlap of the tiles that an exported detector looks at images in.
         conformal: Calibrate a classifier's answers for this coverage.
         track: Shows progress over (items, their number).
 
@@ -168,18 +173,30 @@ def certify(
     about = network.about
     if about["task"] != "classification" and conformal is not None:
         raise ValueError(f"--conformal is for classifiers; {path} is for {about['task']}")
+    if about.get("thresholds") is not None and conformal is not None:
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
+    if about["task"] == "segmentation" and tiles[0] is not None:
+        raise ValueError(
+            f"{path}: an exported segmenter looks at whole images; evaluate its run with --tiles"
+        )
+    overrides = [*tile_overrides(about["task"], *tiles), *overrides]
     recipe = _recipe(path, about, saved, overrides, root)
     names = about.get("labels") or about["class_names"]
     if saved is not None and (saved.recipe.task, saved.class_names) != (about["task"], names):
         raise ValueError(f"{path} was not made from {checkpoint}: another task, or other classes")
     split = find_task(recipe.task).split(recipe, "val" if root is None else "test", names)
     options = {"min_score": recipe.detector.min_score} if isinstance(recipe, DetectionRecipe) else {}
-    predictor = predictor_of(network, path, **options)
-    kind = JUDGES[recipe.task]
-    ours, theirs = kind(split, recipe), kind(split, recipe)
-    reference = None if saved is None else find_task(recipe.task).predictor(saved, device="cpu", **options)
+    predictor: Any = predictor_of(network, path, **options)
+    ours, theirs = open_judge(split, recipe), open_judge(split, recipe)
+    if isinstance(recipe, DetectionRecipe) and recipe.data.tiles is not None:
+        predictor = TiledPredictor(predictor, recipe.data.tiles)
+    reference = None
+    if saved is not None:
+        reference = find_task(recipe.task).predictor(replace(saved, recipe=recipe), device="cpu", **options)
     images = _run(ours, theirs, predictor, reference, split, track)
-    evaluation = ours.evaluation()
+    evaluation = _evaluation(ours, is_other=root is not None)
     promise = None
     if isinstance(evaluation, ClassificationEvaluation):
         known = about.get("conformal")
@@ -195,7 +212,7 @@ def certify(
         ours.monitor,
         ours.agrees_in,
         None if saved is None else saved.path.name,
-        None if saved is None else theirs.evaluation().metrics,
+        None if saved is None else _evaluation(theirs, is_other=root is not None).metrics,
         images,
         promise,
         conformal is not None,
@@ -217,6 +234,14 @@ def _run(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return compared
+
+
+def _evaluation(judge: Judge, is_other: bool) -> Evaluation:
+    """What the answers are worth; on other data than the validation data by the thresholds that the model has."""
+    evaluation = judge.evaluation()
+    if isinstance(judge, LabelSetJudge) and isinstance(evaluation, LabelSetEvaluation) and is_other:
+        return replace(evaluation, thresholds=judge.thresholds)
+    return evaluation
 
 
 def _recipe(

@@ -12,9 +12,11 @@ from crossformerpp.data.crops import WholeImages
 from crossformerpp.data.detection import EvalImages, open_image, truth
 from crossformerpp.data.pixels import as_picture
 from crossformerpp.data.split import Split
+from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
 from crossformerpp.tasks.detection.evaluation import DetectionEvaluation, Kind
 from crossformerpp.tasks.plug import Evaluation
 from crossformerpp.tasks.segmentation.evaluation import Example, PixelCounts, SegmentationEvaluation
@@ -60,13 +62,13 @@ class ClassJudge:
         self.probabilities: list[np.ndarray] = []
 
     def samples(self) -> Iterator[tuple[int, Any, Any]]:
-        for number, label in enumerate(self.source.labels):
+        for number in range(len(self.source)):
             try:
                 image = self.source.load(number)
             except ValueError as error:
                 self.damage.note(number, error)
             else:
-                yield number, image, label
+                yield number, image, self.source.target(number)
 
     def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
         self.numbers.append(number)
@@ -76,7 +78,7 @@ class ClassJudge:
     def compare(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
         return float(np.abs(ours - theirs).max()), float(ours.argmax() == theirs.argmax())
 
-    def evaluation(self) -> ClassificationEvaluation:
+    def evaluation(self) -> Evaluation:
         numbers = torch.tensor(self.numbers, dtype=torch.int64)
         shape = (-1, len(self.class_names))
         return ClassificationEvaluation(
@@ -86,6 +88,32 @@ class ClassJudge:
             self.class_names,
             len(self.source.labels) - len(numbers),
             self.source.real_labels,
+        )
+
+
+class LabelSetJudge(ClassJudge):
+    """Drift: the largest difference of a probability. Agreement: of all labels, said or not."""
+
+    monitor, agrees_in = "mAP", "labels, said or not"
+    thresholds: np.ndarray
+
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
+        self.thresholds = predictor.thresholds
+        return super().add(number, image, known, predictor)
+
+    def compare(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+        said = [answer >= self.thresholds for answer in (ours, theirs)]
+        return float(np.abs(ours - theirs).max()), float((said[0] == said[1]).mean())
+
+    def evaluation(self) -> LabelSetEvaluation:
+        numbers = torch.tensor(self.numbers, dtype=torch.int64)
+        targets = torch.zeros(len(numbers), len(self.class_names), dtype=torch.bool)
+        assert self.source.label_sets is not None
+        for place, number in enumerate(self.numbers):
+            targets[place, self.source.label_sets[number]] = True
+        probabilities = torch.from_numpy(np.array(self.probabilities, np.float32).reshape(targets.shape))
+        return LabelSetEvaluation(
+            numbers, targets, probabilities, self.class_names, len(self.source) - len(numbers)
         )
 
 
@@ -174,6 +202,13 @@ JUDGES: dict[str, type[ClassJudge | ObjectJudge | PixelJudge]] = {
     "detection": ObjectJudge,
     "segmentation": PixelJudge,
 }
+
+
+def open_judge(split: Split, recipe: BaseRecipe) -> ClassJudge | ObjectJudge | PixelJudge:
+    """The judge of a recipe's task."""
+    if isinstance(recipe, ClassificationRecipe) and recipe.multi_label:
+        return LabelSetJudge(split, recipe)
+    return JUDGES[recipe.task](split, recipe)
 
 
 def _corners(box: list[float]) -> np.ndarray:

@@ -160,7 +160,9 @@ def open_network(
         about |= {"task": "classification", "view": view}
         if predictor.class_names != saved.class_names:
             about["labels"] = saved.class_names
-        if predictor.promise is not None:
+        if recipe.multi_label:
+            about["thresholds"] = [float(one) for one in predictor.thresholds]
+        elif predictor.promise is not None:
             about["conformal"] = predictor.promise.to_json()
         return Network(Outputs(predictor.model), ("logits",), about, size or recipe.data.size, is_open)
     if isinstance(recipe, SegmentationRecipe):

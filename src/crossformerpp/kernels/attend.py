@@ -75,16 +75,17 @@ def _heads(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def _takes_products(qkv: Tensor, table: Tensor | None, num_heads: int, sides: Sides) -> bool:
-    if qkv.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not is_plain_eager(qkv):
+    if not qkv.is_cpu or torch.is_autocast_enabled("cpu") or not is_plain_eager(qkv):
         return False
     if torch.is_grad_enabled():
         return qkv.dtype == torch.float32
-    num_scores = num_heads * qkv.shape[1] ** 2  # of a group
+    groups, N, channels = qkv.shape
+    num_scores = num_heads * N**2  # of a group
     if num_scores > _MAX_BIAS:
         return True
-    if num_scores > _MAX_SCORES or qkv.dtype not in (torch.float32, torch.bfloat16) or len(qkv) == 0:
+    if num_scores > _MAX_SCORES or qkv.dtype not in (torch.float32, torch.bfloat16) or groups == 0:
         return False
-    n = rows_class(len(qkv))
+    n = rows_class(groups)
 
     def candidates() -> dict[str, Callable[[], Tensor]]:
         some = qkv[: min(n, max(1, _MAX_SAMPLE // qkv[0].numel()))]
@@ -94,7 +95,7 @@ def _takes_products(qkv: Tensor, table: Tensor | None, num_heads: int, sides: Si
         }
 
     fixed = "products" if qkv.dtype == torch.bfloat16 else "default"
-    shapes = "attention", n, *qkv.shape[1:], num_heads, qkv.dtype, "inference"
+    shapes = "attention", n, N, channels, num_heads, qkv.dtype, "inference"
     return choose(shapes, fixed, candidates) == "products"
 
 

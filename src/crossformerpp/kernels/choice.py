@@ -64,6 +64,7 @@ def choose(shapes: Shapes, fixed: str, candidates: Candidates) -> str:
     return _known[key]
 
 
+@cache
 def rows_class(rows: int) -> int:
     """Numbers of rows that share a choice: powers of two, up to `MAX_ROWS`."""
     return min(MAX_ROWS, 1 << max(rows - 1, 0).bit_length())

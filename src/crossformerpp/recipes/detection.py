@@ -13,6 +13,20 @@ from crossformerpp.recipes.schema import (
     Section,
     refuse_for_photographs,
 )
+from crossformerpp.recipes.tiles import TilesSection
+
+
+class JitterSection(Section):
+    """Large-scale jitter with crop (Ghiasi et al. 2021), in training in the place of `short_side` and `long_side`."""
+
+    size: int = Field(default=1024, ge=32)  # side of the square that the network trains on
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)  # of an image that fits the square
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)}: the smaller number comes first")
+        return self
 
 
 class DetectionData(PixelSection, FolderSection):
@@ -39,6 +53,15 @@ class DetectionData(PixelSection, FolderSection):
     empty_images: bool = True  # also train on images without objects
     flip: float = Field(default=0.5, ge=0, le=1)
     color_jitter: NonNegativeFloat = 0.0  # of brightness, contrast and saturation
+    jitter: JitterSection | None = None
+    copy_paste: float = Field(
+        default=0.0, ge=0, le=1
+    )  # probability of objects from another image; needs masks
+    mosaic: float = Field(default=0.0, ge=0, le=1)  # probability of four images in one; needs jitter
+    tiles: TilesSection | None = None  # see images tile by tile
+    min_visible: float = Field(
+        default=0.25, ge=0, le=1
+    )  # objects of which crops, tiles or pasted objects leave a smaller share are removed
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -48,6 +71,10 @@ class DetectionData(PixelSection, FolderSection):
             raise ValueError("give train_annotations and train_images together")
         if (self.val_annotations is None) != (self.val_images is None):
             raise ValueError("give val_annotations and val_images together")
+        if self.mosaic and self.jitter is None:
+            raise ValueError(
+                "mosaic puts images of one size together: set jitter, too, e.g. jitter={size: 640}"
+            )
         return self
 
 
@@ -106,4 +133,12 @@ class DetectionRecipe(BaseRecipe):
                 "detector.rules": (self.detector.rules, "torchvision"),
             },
         )
+        return self
+
+    @model_validator(mode="after")
+    def _has_masks_to_paste(self) -> Self:
+        if self.data.copy_paste and self.detector.name != "mask_rcnn":
+            raise ValueError(
+                "data.copy_paste cuts objects out along their masks, which only detector.name=mask_rcnn trains with"
+            )
         return self

@@ -110,6 +110,16 @@ class ScenesSection(Section):
     val: PositiveInt = 100
     size: int = Field(default=256, ge=64)
     seed: int = Field(default=0, ge=0)
+    digits: tuple[PositiveInt, PositiveInt] = (2, 7)  # in a scene, at least and at most
+    side: tuple[PositiveFloat, PositiveFloat] = (0.18, 0.42)  # of a digit, as a share of the scene
+
+    @model_validator(mode="after")
+    def _is_ordered(self) -> Self:
+        if self.digits[0] > self.digits[1] or not self.side[0] <= self.side[1] <= 0.5:
+            raise ValueError(
+                f"digits {list(self.digits)}, side {list(self.side)}: the smaller number first, sides up to 0.5"
+            )
+        return self
 
 
 class ElasticSection(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Side = Annotated[int, Field(ge=1, le=1 << 14)]
 
 
@@ -49,6 +50,7 @@ class Classification(About):
     task: Literal["classification"]
     labels: list[str] | None = None  # the names of the data's folders, where they are not the class names
     conformal: _Promise | None = None
+    thresholds: list[_Share] | None = None  # of a multi-label classifier, one per class
 
 
 class Segmentation(About):
@@ -93,6 +95,11 @@ def read_about(text: str, path: Path) -> dict[str, Any]:
         )
     if about.task == "classification" and (about.view.crop is None or about.view.short_side is None):
         raise ValueError(f"{path}: damaged, it does not say how to crop an image")
+    thresholds = getattr(about, "thresholds", None)
+    if thresholds is not None and len(thresholds) != len(about.class_names):
+        raise ValueError(
+            f"{path}: damaged, {len(thresholds)} thresholds for {len(about.class_names)} classes"
+        )
     if about.task == "detection" and about.view.short_side is None:
         raise ValueError(f"{path}: damaged, it does not say how to resize an image")
     if about.task == "detection" and about.network == "retinanet" and len(about.anchors) != 5:

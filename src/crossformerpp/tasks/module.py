@@ -10,6 +10,7 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from crossformerpp.data.split import Split
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.elastic import Elastic
@@ -53,6 +54,13 @@ class TaskModule(pl.LightningModule):
         self.plan: Plan | None = None
         self.data_marks: dict[str, Any] = {}
         self.started_from: LoadReport | None = None
+
+    def meet(self, split: Split) -> None:
+        """Learn from the training data, before training, what the loss needs to know of them.
+
+        Raises:
+            ValueError: The recipe's loss does not fit them.
+        """
 
     @abstractmethod
     def loss(self, batch: Any) -> dict[str, Tensor]:

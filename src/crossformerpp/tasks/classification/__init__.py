@@ -10,9 +10,11 @@ from timm.data import create_transform
 from torchvision.transforms import Compose, Normalize
 
 from crossformerpp.analysis.predictions import Predictor
+from crossformerpp.data.balance import Labels, sample_weights
 from crossformerpp.data.classification import (
     LabelledImages,
     TransformedImages,
+    open_digit_labels,
     open_digits,
     open_mnist,
     typical_side,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Classification:
-    """One label per image."""
+    """One label per image, or with `multi_label` any number."""
 
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         assert isinstance(recipe, ClassificationRecipe)
@@ -53,11 +55,22 @@ class Classification:
             replace_unreadable=which == "train",
             max_unreadable=recipe.data.max_unreadable,
         )
+        labels: Labels = source.labels if source.label_sets is None else source.label_sets
+        how, weights = recipe.data.sampling, None
+        if which == "train" and how != "plain":
+            weights = sample_weights(labels, len(source.class_names), how)
         return Split(
-            dataset, source.class_names, names=source.names, is_drawn=source.is_drawn, found=source.found
+            dataset,
+            source.class_names,
+            names=source.names,
+            labels=labels,
+            weights=weights,
+            is_drawn=source.is_drawn,
+            found=source.found,
         )
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
+        from crossformerpp.tasks.classification.label_sets import LabelSetModule
         from crossformerpp.tasks.classification.module import ClassificationModule
 
         assert isinstance(recipe, ClassificationRecipe)
@@ -66,14 +79,15 @@ class Classification:
         started_from = start(
             recipe.model, lambda path: load_weights(model, read_weights(path), path, may_differ=head)
         )
-        module = ClassificationModule(model, recipe, class_names)
+        kind = LabelSetModule if recipe.multi_label else ClassificationModule
+        module = kind(model, recipe, class_names)
         module.started_from = started_from
         return module
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
-        from crossformerpp.tasks.classification.predictor import ClassificationPredictor
+        from crossformerpp.tasks.classification.predictor import open_classifier
 
-        return ClassificationPredictor(saved, **options)
+        return open_classifier(saved, **options)
 
 
 def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[str] | None) -> LabelledImages:
@@ -87,12 +101,15 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
         return replace(open_digits(which, data.size), pixels=data.pixels)
     if data.source == "mnist":
         return replace(open_mnist(which, data.size), pixels=data.pixels)
+    if data.source == "digit_labels":
+        return replace(open_digit_labels(which, data.size), pixels=data.pixels)
     if data.root is None:
         raise ValueError("this recipe trains on a folder of images: pass --data FOLDER")
     return open_labelled(
         Path(data.root),
         which,
         wanted=None if data.format == "auto" else data.format,
+        multi_label=recipe.multi_label,
         val_fraction=data.val_fraction,
         seed=recipe.trainer.seed,
         class_names=class_names,

@@ -57,6 +57,8 @@ def open_cascade(path: Path, saved: SavedRun, **options: Any) -> CascadePredicto
     """
     if saved.recipe.task != "classification":
         raise ValueError(f"--cascade: {path} is a run of {saved.recipe.task}; cascades are for classifiers")
+    if getattr(saved.recipe, "multi_label", False):
+        raise ValueError(f"--cascade: {path} has several labels per image; cascades are for one")
     return CascadePredictor(saved, read_cascade(path, saved), **options)
 
 

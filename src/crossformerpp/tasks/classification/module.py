@@ -1,26 +1,39 @@
 """Loss and exact metrics of image classification (paper Sec. 5.1)."""
 
-from typing import ClassVar, Self
+import warnings
+from typing import ClassVar, NamedTuple, Self
 
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from crossformerpp.data.balance import class_counts, hint_on_few
+from crossformerpp.data.split import Split
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.backbone import head_prefixes
 from crossformerpp.tasks.classification.distillation import distillation_loss, open_teacher
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.losses import build_loss
 from crossformerpp.tasks.elastic import Elastic
 from crossformerpp.tasks.module import TaskModule, mean_losses
+from crossformerpp.tasks.plug import Evaluation
 
-Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B, sample numbers B
+Batch = tuple[Tensor, Tensor, Tensor]  # images B × 3 × H × W, labels B or targets B × K, sample numbers B
+
+
+class Gathered(NamedTuple):
+    """M samples that could be read: their numbers (M,), labels (M,) or targets (M, K), probabilities (M, K)."""
+
+    numbers: Tensor
+    labels: Tensor
+    probabilities: Tensor
+    num_unreadable: int
 
 
 class ClassificationModule(TaskModule):
-    """Cross-entropy with label smoothing, or with the soft targets of Mixup and CutMix (timm's); and distillation."""
+    """The recipe's loss with label smoothing, or the soft targets of Mixup and CutMix (timm's); and distillation."""
 
     monitor: ClassVar[str] = "top1"
 
@@ -28,7 +41,6 @@ class ClassificationModule(TaskModule):
         super().__init__(model, recipe, class_names)
         augment = recipe.augment
         self.mix: Mixup | None = None
-        self.criterion: nn.Module = nn.CrossEntropyLoss()
         if augment.mixup or augment.cutmix:
             self.mix = Mixup(
                 mixup_alpha=augment.mixup,
@@ -37,10 +49,9 @@ class ClassificationModule(TaskModule):
                 switch_prob=augment.mix_switch,
                 label_smoothing=recipe.label_smoothing,
                 num_classes=len(class_names),
+                multi_label=recipe.multi_label,
             )
-            self.criterion = SoftTargetCrossEntropy()
-        elif recipe.label_smoothing:
-            self.criterion = LabelSmoothingCrossEntropy(recipe.label_smoothing)
+        self.criterion = build_loss(recipe, class_names)
         self.teacher = open_teacher(recipe, len(class_names))
         self.seen = Predictions()
         self.is_frozen = recipe.frozen_backbone
@@ -50,6 +61,18 @@ class ClassificationModule(TaskModule):
                 parameter.requires_grad_(name.startswith(head))
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise ValueError(f"frozen_backbone: {recipe.model.name} has no head that could learn")
+
+    def meet(self, split: Split) -> None:
+        """Count the images of each class, for the loss and for a hint on classes with few."""
+        assert isinstance(self.recipe, ClassificationRecipe)
+        assert split.labels is not None
+        counts = class_counts(split.labels, len(self.class_names))
+        self.criterion = build_loss(self.recipe, self.class_names, counts.tolist(), len(split.labels))
+        loss = self.recipe.loss
+        is_balanced = self.recipe.data.sampling != "plain" or loss.class_weights is not None
+        hint = hint_on_few(counts, self.class_names, is_balanced or loss.name == "logit_adjusted")
+        if hint is not None:
+            warnings.warn(hint, stacklevel=2)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -104,7 +127,18 @@ class ClassificationModule(TaskModule):
         images, labels, numbers = batch
         self.seen.update(numbers, labels, F.softmax(model(images).float(), dim=1))
 
-    def evaluation(self) -> ClassificationEvaluation:
+    def evaluation(self) -> Evaluation:
+        numbers, labels, probabilities, num_unreadable = self.gathered()
+        return ClassificationEvaluation(
+            numbers, labels, probabilities, self.class_names, num_unreadable, self._real_labels()
+        )
+
+    def gathered(self) -> Gathered:
+        """What was evaluated since the last call, of all processes, in the order of the split.
+
+        Raises:
+            ValueError: The network's output is not a number.
+        """
         numbers, labels, probabilities = self.seen.compute()
         self.seen.reset()
         if bad := int((~probabilities.isfinite()).any(dim=1).sum()):
@@ -114,14 +148,7 @@ class ClassificationModule(TaskModule):
             )
         order = numbers.argsort()
         order = order[int((numbers < 0).sum()) :]  # negative numbers mean unreadable images
-        return ClassificationEvaluation(
-            numbers[order],
-            labels[order],
-            probabilities[order],
-            class_names=self.class_names,
-            num_unreadable=len(numbers) - len(order),
-            real_labels=self._real_labels(),
-        )
+        return Gathered(numbers[order], labels[order], probabilities[order], len(numbers) - len(order))
 
     def _real_labels(self) -> list[list[int]] | None:
         assert isinstance(self.recipe, ClassificationRecipe)

@@ -1,15 +1,10 @@
-"""COCO's average precision of boxes and masks, by faster-coco-eval.
-
-A record is what is known of one image, as plain data that processes can exchange: its `truth` (see
-`data.detection.truth`) and what was `found`: dictionaries of `label`, `bbox` [x, y, width, height] in pixels,
-`score` and for masks `segmentation` (compressed RLE).
-"""
+"""COCO's average precision of boxes and masks, by faster-coco-eval, and the tables and pictures of an evaluation."""
 
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +19,9 @@ from crossformerpp.data.pixels import as_picture
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import write_json
 from crossformerpp.tasks.detection import mmdetection
+from crossformerpp.tasks.detection.errors import write_errors
+from crossformerpp.tasks.detection.records import Kind, Record, coco_page, coco_results
 
-Record = dict[str, Any]
-Kind = Literal["box", "mask"]
 _NUM_SHOWN = 12  # images in predictions.png
 _LEAST_SHOWN = 0.5  # score of what is drawn there
 _SIZES = ("small", "medium", "large")
@@ -76,43 +71,6 @@ def average_precision(records: Sequence[Record], class_names: Sequence[str], kin
     return AveragePrecision({name: ap for name, ap in summary.items() if not np.isnan(ap)}, per_class)
 
 
-def coco_page(records: Sequence[Record], class_names: Sequence[str]) -> dict[str, Any]:
-    """The truth as an annotation file in COCO's format would hold it; categories are labels."""
-    annotations: list[dict[str, Any]] = []
-    for record in records:
-        for thing in record["truth"]["objects"]:
-            described = {key: value for key, value in thing.items() if key != "label"}
-            described |= {"id": len(annotations) + 1, "image_id": record["truth"]["image_id"]}
-            annotations.append(described | {"category_id": thing["label"]})
-    return {
-        "images": [
-            {"id": r["truth"]["image_id"], "height": r["truth"]["height"], "width": r["truth"]["width"]}
-            for r in records
-        ],
-        "annotations": annotations,
-        "categories": [{"id": label, "name": name} for label, name in enumerate(class_names)],
-    }
-
-
-def coco_results(
-    records: Sequence[Record], kind: Kind, category_ids: Sequence[int] | None = None
-) -> list[dict[str, Any]]:
-    """The detections in COCO's results format, with labels or the data's own category ids.
-
-    Boxes go without their masks: an evaluation of boxes sorts detections into sizes by the box's area.
-    """
-    return [
-        {
-            "image_id": record["truth"]["image_id"],
-            "category_id": thing["label"] if category_ids is None else category_ids[thing["label"]],
-            "score": thing["score"],
-            **({"segmentation": thing["segmentation"]} if kind == "mask" else {"bbox": thing["bbox"]}),
-        }
-        for record in records
-        for thing in record["found"]
-    ]
-
-
 def describe(
     found: dict[str, Tensor], height: int, width: int, rules: str = "torchvision"
 ) -> list[dict[str, Any]]:
@@ -151,7 +109,8 @@ class DetectionEvaluation:
     """What an evaluation found.
 
     Attributes:
-        metrics: `box_AP`, `box_AP50`, …, `mask_AP`, …, and the number of images and objects.
+        metrics: `box_AP`, `box_AP50`, …, `mask_AP`, …, and the number of images, of those without objects, and of
+            objects.
         per_class: For boxes, and for masks if there are any.
         records: One per image; empty in all processes but the first.
     """
@@ -173,10 +132,8 @@ class DetectionEvaluation:
             result = average_precision(records, class_names, kind)
             metrics |= {f"{kind}_{name}": value for name, value in result.summary.items()}
             per_class[kind] = result.per_class
-        metrics["images"] = len(records)
-        metrics["objects"] = sum(
-            not thing["iscrowd"] for record in records for thing in record["truth"]["objects"]
-        )
+        numbers = [sum(not thing["iscrowd"] for thing in record["truth"]["objects"]) for record in records]
+        metrics |= {"images": len(records), "empty_images": numbers.count(0), "objects": sum(numbers)}
         return cls(metrics, per_class, class_names, records)
 
     @property
@@ -193,7 +150,8 @@ class DetectionEvaluation:
         return average_precision(numbered, self.class_names, "box").summary.get("AP", float("nan"))
 
     def write(self, folder: Path, split: Split) -> list[Path]:
-        """per_class.csv, detections.json (COCO's results format), predictions.png (truth, prediction)."""
+        """per_class.csv, detections.json (COCO's results format), predictions.png (truth, prediction), and what
+        `errors.write_errors` tells of the boxes' errors."""
         assert isinstance(split.dataset, EvalImages)
         written = [folder / name for name in ("per_class.csv", "detections.json", "predictions.png")]
         with written[0].open("w", newline="", encoding="utf-8") as file:
@@ -214,10 +172,9 @@ class DetectionEvaluation:
         write_json(written[1], results)
         by_id = {record["truth"]["image_id"]: record for record in self.records}
         shown = coco.images[:: max(1, len(coco.images) // _NUM_SHOWN)][:_NUM_SHOWN]
-        self._sheet([(as_picture(open_image(entry, coco.pixels)), by_id[entry.id]) for entry in shown]).save(
-            written[2]
-        )
-        return written
+        pictures = [(as_picture(open_image(entry, coco.pixels)), by_id[entry.id]) for entry in shown]
+        self._sheet(pictures).save(written[2])
+        return [*written, *write_errors(folder, self.records, self.class_names, coco)]
 
     def _sheet(self, shown: Sequence[tuple[Image.Image, Record]]) -> Image.Image:
         """The truth of each image beside its detections."""

@@ -2,9 +2,12 @@
 
 from typing import Any, ClassVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crossformerpp.analysis.tiled import merge_tiles, tiles_of
+from crossformerpp.data.tiles import Tile
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.tasks.detection.evaluation import DetectionEvaluation, Kind, Record, describe
 from crossformerpp.tasks.module import TaskModule
@@ -21,11 +24,17 @@ class DetectionModule(TaskModule):
         super().__init__(model, recipe, class_names)
         self.kinds: tuple[Kind, ...] = ("box",) if recipe.detector.name == "retinanet" else ("box", "mask")
         self.records: list[Record] = []
+        data = recipe.data
+        self.removes = data.jitter is not None or data.tiles is not None or data.copy_paste > 0
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
         parts = self.model(images, targets)
-        return {"loss": sum(parts.values()), **{name.removeprefix("loss_"): parts[name] for name in parts}}
+        logged = {name.removeprefix("loss_"): value for name, value in parts.items()}
+        if self.removes:
+            removed = [target["removed"] for target in targets]
+            logged["objects_removed"] = torch.stack(removed).float().mean()  # per image, by the training view
+        return {"loss": sum(parts.values()), **logged}
 
     def look(self, batch: Batch) -> tuple[nn.Module, Tensor]:
         detector: Any = self.model
@@ -34,11 +43,21 @@ class DetectionModule(TaskModule):
     def evaluate_batch(self, model: nn.Module, batch: Batch) -> None:
         images, truths = batch
         assert isinstance(self.recipe, DetectionRecipe)
-        rules = self.recipe.detector.rules
         for image, truth in zip(images, truths, strict=True):
-            (found,) = model([image])  # alone: padding to the size of another would change the groups of LDA
-            described = describe(found, truth["height"], truth["width"], rules)
-            self.records.append({"truth": truth, "found": described})
+            found = self._found(model, image, self.recipe)
+            self.records.append({"truth": truth, "found": found})
+
+    def _found(self, model: nn.Module, image: Tensor, recipe: DetectionRecipe) -> list[dict[str, Any]]:
+        """The objects of an image, 3 × H × W bytes, looked at alone or tile by tile: padding to the size of another
+        image would change the groups of LDA."""
+        height, width = image.shape[1:]
+        section = recipe.data.tiles
+        tiles = [Tile(0, 0, width, height)] if section is None else tiles_of(width, height, section)
+        seen = []
+        for left, top, right, bottom in tiles:
+            (found,) = model([image[:, top:bottom, left:right]])
+            seen.append(describe(found, bottom - top, right - left, recipe.detector.rules))
+        return seen[0] if len(tiles) == 1 else merge_tiles(seen, tiles, width, height)
 
     def evaluation(self) -> DetectionEvaluation:
         """The first process evaluates the records of all; every process gets the figures."""

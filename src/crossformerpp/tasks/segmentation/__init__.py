@@ -88,7 +88,7 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
     data, root = recipe.data, recipe.data.root
     if data.source == "digit_scenes":
         scenes = data.scenes
-        size = (scenes.train, scenes.val, scenes.size, scenes.seed)
+        size = (scenes.train, scenes.val, scenes.size, scenes.seed, scenes.digits, scenes.side)
         root = write_digit_scenes(default_folder(*size), *size)
     if root is None:
         raise ValueError("this recipe trains on a folder of images and masks: pass --data FOLDER")
