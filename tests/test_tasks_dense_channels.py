@@ -124,6 +124,21 @@ def test_a_detector_sees_five_channels_and_its_export_the_same(scenes: Path, tmp
     np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-2)
 
 
+def test_tiles_and_jitter_serve_five_channels(scenes: Path, tmp_path: Path) -> None:
+    views = {
+        "tiles": {"size": 64, "overlap": 0.2},
+        "jitter": {"size": 64, "scale": [0.5, 1.5]},
+        "mosaic": 0.5,
+    }
+    metrics = engine.train(detection(scenes, short_side=[64], **views), tmp_path / "run")
+    assert metrics["images"] == 2
+    assert (tmp_path / "run/errors.csv").is_file()
+    predictor = predict.load_predictor(tmp_path / "run", "cpu", min_score=0.0)
+    (result,) = predict.predict(predictor, [scenes / "images/val/0.tif"], tmp_path / "out")
+    assert result.error is None
+    assert result.prediction.found  # type: ignore[union-attr]
+
+
 def test_a_segmenter_learns_the_fifth_channel_and_its_export_the_same(scenes: Path, tmp_path: Path) -> None:
     metrics = engine.train(segmentation(scenes, steps=30), tmp_path / "run")
     assert metrics["miou"] > 0.8, metrics  # nothing but the fifth channel shows the square
