@@ -153,11 +153,11 @@ def test_a_segmenter_learns_the_fifth_channel_and_its_export_the_same(scenes: Pa
 
 def test_augmentations_of_photographs_are_refused_by_name(scenes: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"augment.photometric=True is for 8-bit RGB.*augment.photometric=false"
+        ValueError, match=r"augment.photometric=True needs 8-bit RGB.*augment.photometric=false"
     ):
         segmentation(scenes, photometric=True)
     with pytest.raises(
-        ValueError, match=r"data.color_jitter=0.2 is for 8-bit RGB.*--set data.color_jitter=0.0"
+        ValueError, match=r"data.color_jitter=0.2 needs 8-bit RGB.*--set data.color_jitter=0.0"
     ):
         detection(scenes, color_jitter=0.2)
 
