@@ -4,6 +4,7 @@ import warnings
 from typing import ClassVar, NamedTuple, Self
 
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_only
 from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -71,7 +72,7 @@ class ClassificationModule(TaskModule):
         loss = self.recipe.loss
         is_balanced = self.recipe.data.sampling != "plain" or loss.class_weights is not None
         hint = hint_on_few(counts, self.class_names, is_balanced or loss.name == "logit_adjusted")
-        if hint is not None:
+        if hint is not None and not rank_zero_only.rank:  # type: ignore[attr-defined]
             warnings.warn(hint, stacklevel=2)
 
     def train(self, mode: bool = True) -> Self:
