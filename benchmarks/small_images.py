@@ -63,8 +63,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "recipe, no warm-up": _SUDDEN,
     "recipe, rate × 10": _HIGH,
+    "recipe, rate × 10, no warm-up": _HIGH | _SUDDEN,
     "paper's stem and groups": _PAPER,
     "paper's stem and groups, rate × 10": _PAPER | _HIGH,
+    "paper's stem and groups, rate × 10, no warm-up": _PAPER | _HIGH | _SUDDEN,
     "paper's stem, groups and depths, rate × 10": _PAPER | _HIGH | _DEEP,
 }
 COLUMNS = ("arm", "seed", "top1", "train_loss", "largest_share", "cpu_seconds")
