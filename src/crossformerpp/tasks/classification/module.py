@@ -71,7 +71,8 @@ class ClassificationModule(TaskModule):
         self.criterion = build_loss(self.recipe, self.class_names, counts.tolist(), len(split.labels))
         loss = self.recipe.loss
         is_balanced = self.recipe.data.sampling != "plain" or loss.class_weights is not None
-        hint = hint_on_few(counts, self.class_names, is_balanced or loss.name == "logit_adjusted")
+        is_balanced = is_balanced or loss.name == "logit_adjusted"
+        hint = hint_on_few(counts, self.class_names, is_balanced, self.recipe.multi_label)
         if hint is not None and not rank_zero_only.rank:  # type: ignore[attr-defined]
             warnings.warn(hint, stacklevel=2)
 
