@@ -158,6 +158,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_hub_address_is_fetched(run: Path, tmp_path: Path) -> None:
     Hub.folder = share.write_folder(run, tmp_path / "shared")
+    (Hub.folder / "thresholds.json").write_text("{}")  # only multi-label classifiers read it
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = os.environ | {
@@ -183,6 +184,7 @@ def test_hub_address_is_fetched(run: Path, tmp_path: Path) -> None:
     assert "cannot be fetched from the Hugging Face Hub" in missing.stderr
     with pytest.raises(ValueError, match="give hf-hub:USER/NAME"):
         crossformerpp.from_pretrained("hf-hub:digits")
+    assert list((tmp_path / "home").rglob("thresholds.json"))
     assert not list((tmp_path / "home").rglob("*.py"))  # only weights and descriptions
 
 
