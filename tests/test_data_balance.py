@@ -152,9 +152,12 @@ def test_weights_of_other_classes_are_refused(override: str, message: str) -> No
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.name=bce"], "loss.name=bce is not for multi_label=false; there are cross_entropy, focal"),
+        (["loss.name=bce"], r"loss\.name=bce is not for multi_label=false; there are cross_entropy, focal"),
         (["loss.name=logit_adjusted", "data.sampling=balanced"], "already draws all classes equally often"),
-        (["multi_label=true", "data.real_labels=imagenet"], "data.real_labels is for one label per image"),
+        (
+            ["multi_label=true", "data.root=x", "data.real_labels=imagenet"],
+            r"data\.real_labels is for one label per image",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(overrides: list[str], message: str) -> None:

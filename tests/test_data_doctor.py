@@ -365,3 +365,30 @@ def test_what_cannot_be_examined_is_said(
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "doctor").exists()
+
+
+@pytest.mark.parametrize("form", ["yolo", "table"])
+def test_data_in_other_formats_are_examined(tmp_path: Path, form: str) -> None:
+    """The first training picture lies among those of validation, too."""
+    rows = ["path,label,split"]
+    for number, face in enumerate([*faces()[:12], faces()[0]]):
+        split, kind = "train" if number < 8 else "val", number % 2
+        path = tmp_path / "data" / "images" / split / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        face.save(path)
+        rows.append(f"{split}/{path.name},{'ab'[kind]},{split}")
+        if form == "yolo":
+            text = tmp_path / "data" / "labels" / split / f"{number}.txt"
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text(f"{kind} 0.5 0.5 0.6 0.7\n")
+    if form == "yolo":
+        page = "train: images/train\nval: images/val\nnames: [a, b]\n"
+        (tmp_path / "data" / "data.yaml").write_text(page)
+    else:
+        (tmp_path / "data" / "list.csv").write_text("\n".join(rows) + "\n")
+    subjects = open_subjects(tmp_path / "data")
+    assert subjects.task == ("detection" if form == "yolo" else "classification")
+    assert Counter(sample.split for sample in subjects.samples) == {"train": 8, "val": 5}
+    found = examine(subjects, lambda items, title: items, with_labels=False).findings
+    (pair,) = kinds(found, "duplicate across splits")
+    assert {Path(name).name for name in pair} == {"0.png", "12.png"}

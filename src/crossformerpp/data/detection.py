@@ -46,7 +46,7 @@ def jitter_transform(
         min_visible, fill: As of `CropObjects`.
     """
     size = v2.ScaleJitter((side, side), scale, antialias=True)
-    return _view([size, CropObjects(side, min_visible, fill)], flip, color_jitter)
+    return _view([v2.ClampBoundingBoxes(), size, CropObjects(side, min_visible, fill)], flip, color_jitter)
 
 
 def _view(steps: list[Any], flip: float, color_jitter: float) -> Callable[..., Any]:
