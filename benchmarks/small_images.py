@@ -135,18 +135,16 @@ def run(arm: str, seed: int, folder: Path, out: Path) -> dict[str, Any]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A line per arm: accuracy of every seed, the mean last loss, and how many seeds collapsed."""
-    text = "| settings | top-1 of each seed, % | last training loss | CPU seconds | collapsed |\n"
-    text += "|---|---|---|---|---|\n"
+    text = "| settings | top-1 of each seed, % | last training loss | collapsed |\n|---|---|---|---|\n"
     for arm in ARMS:
         own = [row for row in rows if row["arm"] == arm]
         if not own:
-            text += f"| {arm} | not run | | | |\n"
+            text += f"| {arm} | not run | | |\n"
             continue
         scores = ", ".join(f"{100 * float(row['top1']):.1f}" for row in own)
         loss = mean(float(row["train_loss"]) for row in own)
-        seconds = mean(float(row["cpu_seconds"] or "nan") for row in own)
         collapsed = sum(float(row["largest_share"]) >= COLLAPSED for row in own)
-        text += f"| {arm} | {scores} | {loss:.2f} | {seconds:.0f} | {collapsed} of {len(own)} |\n"
+        text += f"| {arm} | {scores} | {loss:.2f} | {collapsed} of {len(own)} |\n"
     return text
 
 
