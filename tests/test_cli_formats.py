@@ -64,6 +64,18 @@ def test_class_folders_are_checked(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "dog/1.png" in out
 
 
+def test_a_detection_set_is_no_set_of_labels(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "images/a.png")
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2")
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
+    with pytest.warns(UserWarning, match="train and val are the same images"):
+        status, _, err = call(capfd, "train", "folder", "--data", tmp_path, "--out", tmp_path / "run")
+    assert status == 2
+    assert "YOLO detection set, data.yaml, not images with a label each; `crossformer train objects`" in err
+
+
 def test_class_folders_beside_a_table_are_refused(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("cat", "dog"):
         (table / name).mkdir()

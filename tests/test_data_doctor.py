@@ -15,6 +15,7 @@ from skimage import data
 
 from crossformerpp import engine
 from crossformerpp.cli import main
+from crossformerpp.data.convert import convert
 from crossformerpp.data.digits import load_digits
 from crossformerpp.data.doctor import labels, leaks
 from crossformerpp.data.doctor.examine import examine
@@ -97,8 +98,12 @@ def test_copies_do_not_confirm_a_wrong_label() -> None:
     images, truth = [*images[:600], *[images[600]] * 5], [*truth[:600], *[(truth[600] + 1) % 10] * 5]
     groups = np.arange(605)
     groups[600:] = 600
-    doubts, _ = labels.doubtful(labels.pixel_features(images), np.asarray(truth), groups)
+    features = labels.pixel_features(images)
+    doubts, _ = labels.doubtful(features, np.asarray(truth), groups)
     assert set(range(600, 605)) <= {doubt.item for doubt in doubts}
+    doubts, small = labels.doubtful(features, np.asarray([*truth[:600], *[10] * 5]), groups)
+    assert small == {10}  # a class of one picture
+    assert all(doubt.item < 600 for doubt in doubts)
 
 
 def test_duplicates_are_found_whatever_the_file(tmp_path: Path) -> None:
@@ -211,6 +216,21 @@ def test_names_that_belong_together(train: list[str], val: list[str], count: int
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digit_scenes(tmp_path_factory.mktemp("data") / "scenes", train=150, val=10, size=96)
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "folders", "table"])
+def test_every_format_is_examined(form: Any, scenes: Path, tmp_path: Path) -> None:
+    source, task = scenes, "detection"
+    if form in ("folders", "table"):
+        source, task = tmp_path / "faces", "classification"
+        write_faces(source)
+    convert(source, tmp_path / "out", form, form=None if task == "classification" else "coco")
+    one, two = open_subjects(source), open_subjects(tmp_path / "out")
+    assert two.task == task
+    assert len(two.samples) == len(one.samples)
+    assert two.splits == one.splits
+    counts = [Counter(each.class_names[item.label] for item in each.items) for each in (one, two)]
+    assert counts[0] == counts[1]
 
 
 def test_objects_with_wrong_classes_and_odd_boxes_are_found(scenes: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """YOLO's and Pascal VOC's labels, written line by line here, against boxes and masks computed from pixels here."""
 
+import json
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -300,3 +301,47 @@ def test_several_formats_in_one_folder_are_refused_unless_one_is_named(tmp_path:
     with pytest.raises(ValueError, match=message):
         find_objects(tmp_path)
     assert len(open_objects(tmp_path, "train", wanted="yolo")[1].images) == 2
+
+
+def test_keypoints_and_oriented_boxes(tmp_path: Path) -> None:
+    """Of keypoints the box is taken; the four corners of an oriented box are a polygon."""
+    page = "train: images/train\nval: images/val\nkpt_shape: [2, 3]\nnames: [cat, dog]\n"
+    yolo(tmp_path / "pose", [yolo_box(1) + " 0.1 0.2 2 0.3 0.4 1"], page)
+    assert things(open_objects(tmp_path / "pose", "train")[1])[0] == ("a", "dog", BOX)
+    corners = [(20, 10), (40, 20), (30, 40), (10, 30)]
+    yolo(tmp_path / "obb", [yolo_polygon(1, corners)])
+    assert things(open_objects(tmp_path / "obb", "train")[1])[0] == ("a", "dog", (10, 10, 40, 40))
+
+
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ("annotations/instances_default.json", "images/default"),  # CVAT's
+        ("result.json", "images"),  # Label Studio's
+        ("_annotations.coco.json", "."),  # Roboflow's
+        ("annotations.json", "images"),
+    ],
+)
+def test_coco_without_splits_is_split_by_lot(tmp_path: Path, file: str, folder: str) -> None:
+    names = [f"{number}.png" for number in range(5)]
+    for name in names:
+        picture(tmp_path / folder / name)
+    prefix = "images/" if file == "result.json" else ""
+    page = {
+        "images": [
+            {"id": i, "file_name": prefix + name, "width": W, "height": H} for i, name in enumerate(names)
+        ],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for i in range(5)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(json.dumps(page))
+    for root in (tmp_path, tmp_path / file):
+        found, train = open_objects(root, "train")
+        _, val = open_objects(root, "val")
+        assert str(found) == f"COCO detection set, {file if root is tmp_path else Path(file).name}"
+        assert sorted(image.path.name for coco in (train, val) for image in coco.images) == names
+        assert len(val.images) == 1
+    (report,) = check_objects(tmp_path)
+    assert report.counts["objects"] == 5
+    assert not report.problems

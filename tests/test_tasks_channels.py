@@ -18,7 +18,7 @@ from crossformerpp.data.pixel_files import read_pixels
 from crossformerpp.export import export
 from crossformerpp.export.certificate import certify
 from crossformerpp.export.int8 import calibration_images
-from crossformerpp.recipes.load import dump_recipe, parse_page, parse_recipe
+from crossformerpp.recipes.load import dump_recipe, load_recipe, parse_page, parse_recipe
 from crossformerpp.tasks.classification import Classification
 from crossformerpp.tasks.saved import read_weights
 
@@ -150,7 +150,7 @@ def test_recipes_hold_the_channels_once(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "fix"), [("auto_augment", "rand-m9", "null"), ("color_jitter", 0.4, "0")]
+    ("name", "value", "fix"), [("auto_augment", "rand-m9", "null"), ("color_jitter", 0.4, "0.0")]
 )
 def test_augmentations_of_photographs_are_refused_by_name(
     data: Path, name: str, value: object, fix: str
@@ -158,9 +158,18 @@ def test_augmentations_of_photographs_are_refused_by_name(
     page = recipe(data).model_dump()
     page["augment"][name] = value
     with pytest.raises(
-        ValueError, match=rf"augment.{name}={value} changes the colours.*--set augment.{name}={fix}"
+        ValueError,
+        match=rf"augment.{name}={value} needs 8-bit RGB photographs.*--set augment.{name}={fix}",
     ):
         parse_recipe(page, "it")
+
+
+def test_a_recipe_of_photographs_says_all_that_is_to_be_switched_off(data: Path) -> None:
+    settings = ["data.channels=4", "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "augment.color_jitter=0.2"]
+    with pytest.raises(
+        ValueError, match=r"pass --set augment.auto_augment=null --set augment.color_jitter=0.0"
+    ):
+        load_recipe("folder", settings, data)
 
 
 def test_images_of_other_channels_are_left_out_and_counted(data: Path, run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from crossformerpp.data.images import read_image
 from crossformerpp.data.masks import decode, encode_mask
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.tiles import Tile, tile_grid, visible_share
-from crossformerpp.recipes.load import parse_recipe
+from crossformerpp.recipes.load import load_recipe, parse_recipe
 from crossformerpp.recipes.tiles import TilesSection, tile_overrides
 
 
@@ -276,6 +276,16 @@ def test_training_tiles_hold_what_is_left_of_objects(tmp_path, with_masks):
 )
 def test_the_option_sets_the_recipe(arguments, expected):
     assert tile_overrides(*arguments) == expected
+    name = {"detection": "objects", "segmentation": "masks"}[arguments[0]]
+    recipe = load_recipe(name, expected)
+    if arguments[0] == "segmentation":
+        assert (recipe.inference.mode, recipe.inference.window, recipe.inference.stride) == (
+            "slide",
+            512,
+            384,
+        )
+    elif expected:
+        assert recipe.data.tiles == TilesSection(size=640, overlap=0.2)
 
 
 @pytest.mark.parametrize(

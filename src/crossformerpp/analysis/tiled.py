@@ -12,16 +12,15 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.masks import decode, encode_mask
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.data.tiles import Tile, tile_grid
 from crossformerpp.recipes.tiles import TilesSection
 
 Found = list[dict[str, Any]]
 MERGE_IOU = 0.5  # from which two boxes show one object, within what both tiles see
 _AT_ONCE = 4  # tiles that the network sees together
-_NEAR = (
-    2.0,
-    0.1,
-)  # a box is cut by a border that is nearer than so many pixels, or than this share of its side
+# a border cuts a box that it is nearer to than so many pixels, or than this share of the box's side
+_NEAR_PIXELS, _NEAR_SHARE = 2.0, 0.1
 
 
 def tiles_of(width: int, height: int, section: TilesSection) -> list[Tile]:
@@ -79,7 +78,7 @@ class TiledPredictor(Predictor[ObjectPrediction]):
     def __init__(self, inner: Predictor[ObjectPrediction], section: TilesSection) -> None:
         self.inner = inner
         self.class_names: list[str] = inner.class_names  # type: ignore[attr-defined]
-        self.columns, self.workers = inner.columns, inner.workers
+        self.columns, self.workers, self.pixels = inner.columns, inner.workers, inner.pixels
         self.model = getattr(inner, "model", None)
         self.device = getattr(inner, "device", None)
         self.prepare = partial(_prepare_tiles, inner.prepare, section)
@@ -98,7 +97,7 @@ class TiledPredictor(Predictor[ObjectPrediction]):
 
 
 def _prepare_tiles(
-    prepare: Callable[[Image.Image], Any], section: TilesSection, image: Image.Image
+    prepare: Callable[[Any], Any], section: TilesSection, image: Image.Image | Pixels
 ) -> tuple[tuple[int, int], list[Tile], list[Any]]:
     tiles = tiles_of(*image.size, section)
     return image.size, tiles, [prepare(image.crop(tile)) for tile in tiles]
@@ -107,7 +106,7 @@ def _prepare_tiles(
 def _cut(boxes: np.ndarray, frames: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Whether a border of its frame cuts a box, (N,); the image's own borders cut nothing."""
     sides = boxes[..., 2:] - boxes[..., :2]
-    near = np.maximum(_NEAR[0], _NEAR[1] * sides)
+    near = np.maximum(_NEAR_PIXELS, _NEAR_SHARE * sides)
     gaps = np.concatenate([boxes[..., :2] - frames[..., :2], frames[..., 2:] - boxes[..., 2:]], axis=-1)
     return ((gaps < np.concatenate([near, near], axis=-1)) & (frames != image)).any(axis=-1)
 

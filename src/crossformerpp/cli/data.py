@@ -52,7 +52,7 @@ def check(
         ),
     ] = False,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels of images with labels; default: found out.")
+        int | None, typer.Option(min=1, help="Channels of the images; default: found out.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,9 +69,9 @@ def check(
     )
     is_of_objects = wanted in ("coco", "yolo", "voc") or (wanted is None and _has_objects(path, images))
     if is_of_objects or not (is_of_masks or is_of_labels):
-        reports += _check_objects(path, images, wanted, as_json)
+        reports += _check_objects(path, images, wanted, channels, as_json)
     if is_of_masks:
-        reports += _check_masks(path, palette, ignore_label, values_of(mask_values), as_json)
+        reports += _check_masks(path, palette, ignore_label, values_of(mask_values), channels, as_json)
     if is_of_labels:
         reports += _check_labels(path, wanted, channels, multi_label, as_json)
     if as_json:
@@ -93,16 +93,19 @@ def _has_labels(path: Path, images: Path | None, is_of_masks: bool) -> bool:
     return not is_of_masks and not _has_objects(path, images) and find_format(path) is not None
 
 
-def _check_objects(path: Path, images: Path | None, wanted: Any, as_json: bool) -> Iterator[Any]:
+def _check_objects(
+    path: Path, images: Path | None, wanted: Any, channels: int | None, as_json: bool
+) -> Iterator[Any]:
     from crossformerpp.data.check import check_objects
 
-    for report in check_objects(path, images, wanted):
+    for report in check_objects(path, images, wanted, channels):
         yield report
         if not as_json:
             if report.found:
                 show(f"found: {report.found}")
             show(f"{report.annotations}, images in {report.images}:")
             _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
+            _show_data(report.data)
 
 
 def _check_labels(
@@ -118,25 +121,36 @@ def _check_labels(
             show(f"found: {report.found}")
             show(f"{path}, {report.which}:")
             _show(report, "images", [(k, str(v)) for k, v in report.images_per_class.items()])
-            if report.data and report.which != "val":
-                show("what a recipe needs of these images:")
-                show(f"  data: {to_json(report.data, indent=None)}")
-                settings = ((k, to_json(v, indent=None).replace(" ", "")) for k, v in report.data.items())
-                show("or " + " ".join(f"--set data.{name}={value}" for name, value in settings))
+            _show_data(report.data)
 
 
 def _check_masks(
-    path: Path, palette: Path | None, ignore_label: int, values: list[int] | None, as_json: bool
+    path: Path,
+    palette: Path | None,
+    ignore_label: int,
+    values: list[int] | None,
+    channels: int | None,
+    as_json: bool,
 ) -> Iterator[Any]:
     from crossformerpp.data.check_masks import check_masks
+    from crossformerpp.data.pixel_statistics import looked_for
     from crossformerpp.data.segmentation import open_splits
 
-    for which, source in open_splits(path, palette, ignore_label, values):
-        report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"))
+    for which, source in open_splits(path, palette, ignore_label, values, looked_for(path / "images")):
+        report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"), channels)
         yield report
         if not as_json:
             show(f"{path}, masks, {which}:")
             _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
+            _show_data(report.data)
+
+
+def _show_data(data: dict[str, Any]) -> None:
+    """What a recipe needs of the images, to be copied into it or onto the command line."""
+    if data:
+        show(f"recipe of these images, `data: {to_json(data, indent=None)}`:")
+        settings = ((key, to_json(value, indent=None).replace(" ", "")) for key, value in data.items())
+        show("  " + " ".join(f"--set data.{name}={value}" for name, value in settings))
 
 
 def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:

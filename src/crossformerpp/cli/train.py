@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,7 +85,7 @@ def train(
     if not engine.is_first():
         return
     if as_json:
-        show_json({"run": str(run), **metrics})
+        show_json({"run": str(run), **metrics, **_errors_json(run)})
     else:
         show_metrics(metrics, f"{run}: final evaluation of {find_checkpoint(run).name}")
         _show_errors(run)
@@ -159,7 +159,7 @@ def evaluate(
     if not engine.is_first():
         return
     if as_json:
-        show_json({"run": str(run), **metrics})
+        show_json({"run": str(run), **metrics, **_errors_json(folder)})
         return
     show_metrics(metrics, str(run))
     _show_errors(folder)
@@ -170,12 +170,29 @@ def evaluate(
 
 def _show_errors(folder: Path) -> None:
     """A table of a detector's errors by kind, if the evaluation counted them."""
+    if rows := _errors(folder):
+        names = [name.replace("_", " ") for name in rows[0]]
+        show_table(names, [list(row.values()) for row in rows], "errors of the boxes, all in errors.csv")
+
+
+def _errors_json(folder: Path) -> dict[str, Any]:
+    """The same as plain data, under `errors`."""
+    numbers = {
+        row["kind"]: {
+            "errors": int(row["errors"]),
+            "AP50_lost": float(row["AP50_lost"]) if row["AP50_lost"] else None,
+        }
+        for row in _errors(folder)
+    }
+    return {"errors": numbers} if numbers else {}
+
+
+def _errors(folder: Path) -> list[dict[str, str]]:
     file = folder / "error_kinds.csv"
     if not file.is_file():
-        return
+        return []
     with file.open(newline="", encoding="utf-8") as opened:
-        header, *rows = csv.reader(opened)
-    show_table([name.replace("_", " ") for name in header], rows, "errors of the boxes, all in errors.csv")
+        return list(csv.DictReader(opened))
 
 
 def is_exported(path: Path) -> bool:

@@ -2,14 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from crossformerpp.data.coco import CocoImage, CocoSet, Half, NoSuchSplitError, leaves, read_coco, suspicion
-from crossformerpp.data.images import exif_orientation, read_image
+from crossformerpp.data.images import exif_orientation
 from crossformerpp.data.masks import decode, encode
 from crossformerpp.data.names import printable
 from crossformerpp.data.objects import Format, ObjectSet, find_objects, missing
+from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
 from crossformerpp.data.problems import Problems
 
 _SPLITS: tuple[Half, Half] = ("train", "val")
@@ -26,6 +30,7 @@ class SetReport:
         problems: A line per kind, with how often and the first places; empty if all is well.
         notes: What may be meant so.
         found: What the data set was taken for.
+        data: What a recipe's `data` section needs of the images, see `pixel_statistics`.
     """
 
     annotations: Path
@@ -35,6 +40,7 @@ class SetReport:
     problems: list[str]
     notes: list[str]
     found: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -46,11 +52,12 @@ class SetReport:
             "problems": self.problems,
             "notes": self.notes,
             "found": self.found,
+            "data": self.data,
         }
 
 
 def check_objects(
-    path: Path, images: Path | None = None, wanted: Format | None = None
+    path: Path, images: Path | None = None, wanted: Format | None = None, channels: int | None = None
 ) -> Iterator[SetReport]:
     """Check an annotation file, data.yaml, or all splits of a folder; every image is opened, every mask decoded.
 
@@ -58,12 +65,13 @@ def check_objects(
         images: The folder that an annotation file's names are relative to; default: found beside the file, as training
             finds it.
         wanted: The format, where the folder has several.
+        channels: Of the images; default: found out.
 
     Raises:
         ValueError: There is nothing to check, or it cannot be read.
     """
     if images is not None:
-        yield _check(read_coco(path, images), images)
+        yield _check(read_coco(path, images), images, channels)
         return
     found = find_objects(path, wanted)
     if found is None:
@@ -72,7 +80,7 @@ def check_objects(
             "folders or a table of images and labels"
         )
     if not found.is_split:
-        yield _check(found.read(None), found.images_of(None), found=str(found))
+        yield _check(found.read(None), found.images_of(None), channels, found=str(found))
         return
     absent: list[str] = []
     read: dict[Half, tuple[CocoSet, list[str]]] = {}
@@ -82,7 +90,7 @@ def check_objects(
         except NoSuchSplitError as error:
             absent.append(f"{error}: training needs both splits")
     for half, (coco, problems) in read.items():
-        yield _check(coco, found.images_of(half), [*absent, *problems], found=str(found))
+        yield _check(coco, found.images_of(half), channels, [*absent, *problems], str(found))
 
 
 def _read(found: ObjectSet, half: Half, train: tuple[CocoSet, list[str]] | None) -> tuple[CocoSet, list[str]]:
@@ -97,10 +105,13 @@ def _read(found: ObjectSet, half: Half, train: tuple[CocoSet, list[str]] | None)
         return found.read(half), [str(error).replace("the model knows", "train has")]
 
 
-def _check(coco: CocoSet, folder: Path, absent: Sequence[str] = (), found: str = "") -> SetReport:
+def _check(
+    coco: CocoSet, folder: Path, channels: int | None, absent: Sequence[str] = (), found: str = ""
+) -> SetReport:
     notes = coco.notes
+    statistics = PixelStatistics(channels or guess_channels([image.path for image in coco.images])[0])
     for image in coco.images:
-        _check_image(image, coco, notes)
+        _check_image(image, coco, notes, statistics)
     objects = [thing for image in coco.images for thing in image.objects]
     per_class = Counter(coco.class_names[thing.label] for thing in objects if not thing.is_crowd)
     for name in coco.class_names:
@@ -121,21 +132,23 @@ def _check(coco: CocoSet, folder: Path, absent: Sequence[str] = (), found: str =
     if counts["objects"] and not counts["objects with masks"]:
         lines.append("no masks: train with --set detector.name=retinanet")
     counted = {name: per_class[name] for name in coco.class_names}
-    return SetReport(coco.source, folder, counts, counted, problems, lines, found)
+    return SetReport(coco.source, folder, counts, counted, problems, lines, found, statistics.recipe())
 
 
-def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
+def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems, statistics: PixelStatistics) -> None:
     name = printable(entry.path.name)
     try:
-        image = read_image(entry.path)
+        image = np.asarray(read_for_statistics(entry.path, str(entry.path), statistics.channels))
     except ValueError as error:
         coco.problems.add("unreadable image", f"{name}: {str(error).removeprefix(f'{entry.path}: ')}")
         return
+    statistics.add(image)
     orientation = exif_orientation(entry.path)
-    if image.size != (entry.width, entry.height):
+    height, width = image.shape[:2]
+    if (width, height) != (entry.width, entry.height):
         coco.problems.add(
             "image of another size than annotated",
-            f"{name} is {image.width}x{image.height}, not {entry.width}x{entry.height}"
+            f"{name} is {width}x{height}, not {entry.width}x{entry.height}"
             + (" (turned by its EXIF orientation)" if orientation > 4 else ""),
         )
     elif orientation > 1:
@@ -144,8 +157,8 @@ def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
             "shows it)",
             name,
         )
-    if min(image.size) < LEAST_SIDE:
-        coco.problems.add(f"image below {LEAST_SIDE} pixels", f"{name} is {image.width}x{image.height}")
+    if min(width, height) < LEAST_SIDE:
+        coco.problems.add(f"image below {LEAST_SIDE} pixels", f"{name} is {width}x{height}")
     boxes = Counter((thing.label, thing.box) for thing in entry.objects)
     for (label, _), count in boxes.items():
         if count > 1:

@@ -13,8 +13,13 @@ from crossformerpp.data.balance import class_counts
 from crossformerpp.data.check import LEAST_SIDE
 from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.labelled import Format, open_labelled
-from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
-from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
+from crossformerpp.data.pixel_statistics import (
+    PixelStatistics,
+    guess_channels,
+    looked_for,
+    read_for_statistics,
+)
+from crossformerpp.data.pixels import PixelFormat
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which
 
@@ -75,14 +80,8 @@ def check_labels(
     """
     left_out: list[str] = []
     opened = partial(open_labelled, root, wanted=wanted, multi_label=multi_label)
-    try:
-        listed = PHOTOGRAPHS
-        train = _open(opened, "train", None, left_out, listed)
-    except ValueError:
-        if next(root.rglob("*.npy"), None) is None:
-            raise
-        listed = PixelFormat(channels=1)  # arrays are looked for, too
-        train = _open(opened, "train", None, left_out, listed)
+    listed = looked_for(root)
+    train = _open(opened, "train", None, left_out, listed)
     guess, note = guess_channels(train.images)
     channels = channels or guess
     notes = [note] if note and channels is None else []

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from crossformerpp.data.coco_images import ID_TWICE, CocoImage, CocoObject, read_images
 from crossformerpp.data.coco_values import read_area, read_box, read_segmentation, whole
 from crossformerpp.data.names import printable, read_json
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.problems import Problems
 
 Half = Literal["train", "val"]
@@ -49,6 +50,7 @@ class CocoSet:
         refused: What must be fixed before anything is trained or judged.
         notes: What may be meant so.
         is_drawn: Whether the split was drawn from the whole set.
+        pixels: How the images are read.
     """
 
     images: list[CocoImage]
@@ -59,6 +61,7 @@ class CocoSet:
     refused: Problems = field(default_factory=Problems)
     notes: Problems = field(default_factory=Problems)
     is_drawn: bool = False
+    pixels: PixelFormat = PHOTOGRAPHS
 
 
 class NoSuchSplitError(ValueError):

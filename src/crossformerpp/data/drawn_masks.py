@@ -14,6 +14,7 @@ from crossformerpp.data.mask_files import IGNORED, MaskCode
 from crossformerpp.data.masks import decode, encode
 from crossformerpp.data.names import printable
 from crossformerpp.data.objects import Format, ObjectSet, open_objects
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.data.segmentation import MaskedImages
 from crossformerpp.data.split import Which
 
@@ -34,9 +35,9 @@ class DrawnMasks(MaskedImages):
     labels: tuple[int, ...] = ()
     background: int = 0
 
-    def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
+    def open(self, index: int) -> tuple[Image.Image | Pixels, np.ndarray]:
         entry = self.entries[index]
-        return open_image(entry), draw(entry, self.labels, self.background)
+        return open_image(entry, self.pixels), draw(entry, self.labels, self.background)
 
 
 def open_drawn(

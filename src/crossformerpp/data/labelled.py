@@ -8,6 +8,7 @@ from crossformerpp.data.classification import LabelledImages, holds_class_folder
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.label_sets import open_label_sets
 from crossformerpp.data.names import printable
+from crossformerpp.data.objects import find_objects
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
 from crossformerpp.data.tables import find_tables, open_table
@@ -79,6 +80,10 @@ def open_labelled(
     if found == "table":
         source = open_table(root, which, val_fraction, seed, class_names)
         return replace(source, found=f"table of images and labels, {_tables(root)}", pixels=pixels)
+    if found is None and root.is_dir() and (other := find_objects(root)) is not None:
+        raise ValueError(
+            f"{root}: {other}, not images with a label each; `crossformer train objects` trains a detector on it"
+        )
     return replace(open_folder(root, which, val_fraction, seed, class_names, pixels), found="class folders")
 
 

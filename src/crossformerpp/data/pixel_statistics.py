@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from crossformerpp.data.images import read_image
+from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image
 from crossformerpp.data.pixel_files import read_native, with_channels
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 
 _LOOKED_AT = 24  # images that tell what all of them are
 _ALPHA = (".png", ".webp", ".gif", ".avif")  # formats whose fourth channel is transparency
@@ -83,6 +84,17 @@ def read_for_statistics(source: Any, name: str, channels: int | None) -> Image.I
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: holds values that are no numbers (NaN or infinity)")
     return values
+
+
+def looked_for(root: Path) -> PixelFormat:
+    """What a folder is searched for: arrays only where it holds no other images."""
+    names = (path.suffix.lower() for path in root.rglob("*")) if root.is_dir() else iter(())
+    found = next((suffix for suffix in names if suffix in IMAGE_EXTENSIONS), None)
+    return (
+        PHOTOGRAPHS
+        if found is not None or next(root.rglob("*.npy"), None) is None
+        else PixelFormat(channels=1)
+    )
 
 
 def guess_channels(paths: Sequence[Any]) -> tuple[int | None, str | None]:

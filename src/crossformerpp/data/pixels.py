@@ -53,6 +53,19 @@ class Pixels:
         """(width, height), as Pillow has it."""
         return self.values.shape[1], self.values.shape[0]
 
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def height(self) -> int:
+        return self.values.shape[0]
+
+    def crop(self, box: tuple[int, int, int, int]) -> "Pixels":
+        """The part between left, top, right and bottom, as Pillow has them."""
+        left, top, right, bottom = box
+        return Pixels(self.values[top:bottom, left:right])
+
     def preview(self) -> Image.Image:
         """An RGB picture of its first three channels, or of a single one in grey, stretched to what they hold."""
         shown = self.values[..., :3] if self.values.shape[-1] >= 3 else self.values[..., :1].repeat(3, -1)
@@ -60,6 +73,11 @@ class Pixels:
         if low < 0 or high > 1 or high < 0.25:
             shown = (shown - low) / max(high - low, 1e-12)
         return Image.fromarray((shown.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def as_picture(image: Image.Image | Pixels) -> Image.Image:
+    """An image as people can look at it."""
+    return image.preview() if isinstance(image, Pixels) else image
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def evaluate(
         ValueError: The checkpoint or the data cannot be used.
     """
     saved = open_saved(path)
-    overrides = [*overrides, *tile_overrides(saved.recipe.task, *tiles)]
+    overrides = [*tile_overrides(saved.recipe.task, *tiles), *overrides]
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
     if conformal is not None and getattr(saved.recipe, "multi_label", False):

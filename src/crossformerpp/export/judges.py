@@ -5,12 +5,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from crossformerpp.analysis.predictions import MaskPrediction, ObjectPrediction
 from crossformerpp.data.classification import TransformedImages
 from crossformerpp.data.crops import WholeImages
 from crossformerpp.data.detection import EvalImages, open_image, truth
+from crossformerpp.data.pixels import as_picture
 from crossformerpp.data.split import Split
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
@@ -36,10 +36,10 @@ class Judge(Protocol):
     monitor: str
     agrees_in: str
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         """Number, image and truth of each sample that can be read."""
 
-    def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> Any:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> Any:
         """Let a model answer, note the answer, and give it back."""
 
     def compare(self, ours: Any, theirs: Any) -> tuple[float, float]:
@@ -131,13 +131,11 @@ class ObjectJudge:
         self.kinds: tuple[Kind, ...] = ("box", "mask") if split.dataset.with_masks else ("box",)
         self.records: list[dict[str, Any]] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         for number, entry in enumerate(self.dataset.coco.images):
-            yield number, open_image(entry), truth(entry, self.dataset.with_masks)
+            yield number, open_image(entry, self.dataset.coco.pixels), truth(entry, self.dataset.with_masks)
 
-    def add(
-        self, number: int, image: Image.Image, known: Any, predictor: Any
-    ) -> tuple[ObjectPrediction, int]:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> tuple[ObjectPrediction, int]:
         found: ObjectPrediction = predictor(image)
         self.records.append({"truth": known, "found": found.found})
         return found, max(image.size)
@@ -174,17 +172,17 @@ class PixelJudge:
         self.examples: list[Example] = []
         self.colors: list[Any] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         for number in range(len(self.source)):
             image, labels = self.source.open(number)
             yield number, image, labels
 
-    def add(self, number: int, image: Image.Image, known: np.ndarray, predictor: Any) -> np.ndarray:
+    def add(self, number: int, image: Any, known: np.ndarray, predictor: Any) -> np.ndarray:
         found: MaskPrediction = predictor(image)
         self.counts.update(torch.from_numpy(found.labels), torch.from_numpy(known))
         self.colors = found.colors
         if number < NUM_EXAMPLES:
-            pixels = np.asarray(image).transpose(2, 0, 1)
+            pixels = np.asarray(as_picture(image)).transpose(2, 0, 1)
             self.examples.append(Example(number, pixels, known, found.labels))
         return found.labels
 

@@ -87,7 +87,7 @@ def load_predictor(
     from crossformerpp.tasks.points import open_at
 
     saved = open_at(path, budget)
-    overrides = [*overrides, *tile_overrides(saved.recipe.task, tiles, overlap)]
+    overrides = [*tile_overrides(saved.recipe.task, tiles, overlap), *overrides]
     values = saved.recipe.model_dump()
     apply_overrides(values, overrides)
     saved = replace(saved, recipe=parse_recipe(values, f"in {saved.path}"))

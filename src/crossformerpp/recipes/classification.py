@@ -5,7 +5,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, PixelSection, Section
+from crossformerpp.recipes.schema import (
+    BaseRecipe,
+    FolderSection,
+    PixelSection,
+    Section,
+    refuse_for_photographs,
+)
 
 
 class ClassificationData(PixelSection, FolderSection):
@@ -137,17 +143,9 @@ class ClassificationRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _can_augment(self) -> Self:
-        """Colours can be varied where there are some."""
-        if self.data.pixels.is_photograph:
-            return self
-        for name, off in (("auto_augment", None), ("color_jitter", 0.0)):
-            value = getattr(self.augment, name)
-            if value != off:
-                fix = f"--set augment.{name}={'null' if off is None else 0}"
-                raise ValueError(
-                    f"augment.{name}={value} changes the colours of 8-bit RGB photographs, which images with "
-                    f"data.channels={self.data.channels} and data.max_value={self.data.max_value} are not: {fix}"
-                )
+        augment = self.augment
+        settings = {"auto_augment": (augment.auto_augment, None), "color_jitter": (augment.color_jitter, 0.0)}
+        refuse_for_photographs(self.data, {f"augment.{name}": pair for name, pair in settings.items()})
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,14 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, PixelSection, ScenesSection, Section
+from crossformerpp.recipes.schema import (
+    BaseRecipe,
+    FolderSection,
+    PixelSection,
+    ScenesSection,
+    Section,
+    refuse_for_photographs,
+)
 from crossformerpp.recipes.tiles import TilesSection
 
 
@@ -116,6 +123,17 @@ class DetectionRecipe(BaseRecipe):
     task: Literal["detection"]
     data: DetectionData
     detector: DetectorSection
+
+    @model_validator(mode="after")
+    def _can_see_its_images(self) -> Self:
+        refuse_for_photographs(
+            self.data,
+            {
+                "data.color_jitter": (self.data.color_jitter, 0.0),
+                "detector.rules": (self.detector.rules, "torchvision"),
+            },
+        )
+        return self
 
     @model_validator(mode="after")
     def _has_masks_to_paste(self) -> Self:

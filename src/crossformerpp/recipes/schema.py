@@ -102,6 +102,27 @@ class PixelSection(Section):
         return PixelFormat(self.channels, self.max_value)
 
 
+def refuse_for_photographs(data: PixelSection, settings: dict[str, tuple[Any, Any]]) -> None:
+    """
+    Args:
+        settings: Those that serve 8-bit RGB photographs only: name → value and the value that serves all images.
+
+    Raises:
+        ValueError: The images are others, and some of them are set; names all and how to switch them off.
+    """
+    wrong = {name: pair for name, pair in settings.items() if pair[0] != pair[1]}
+    if wrong and not data.pixels.is_photograph:
+        given = ", ".join(f"{name}={value}" for name, (value, _) in wrong.items())
+        fixes = (
+            f"--set {name}={'null' if off is None else str(off).lower()}" for name, (_, off) in wrong.items()
+        )
+        needs = "needs" if len(wrong) == 1 else "need"
+        raise ValueError(
+            f"{given} {needs} 8-bit RGB photographs, but data.channels is {data.channels} and data.max_value "
+            f"{data.max_value}; pass {' '.join(fixes)}"
+        )
+
+
 class ScenesSection(Section):
     """The built-in digit_scenes: how many, how large."""
 

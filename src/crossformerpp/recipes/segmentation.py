@@ -5,7 +5,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, PixelSection, ScenesSection, Section
+from crossformerpp.recipes.schema import (
+    BaseRecipe,
+    PixelSection,
+    ScenesSection,
+    Section,
+    refuse_for_photographs,
+)
 
 
 class SegmentationData(PixelSection):
@@ -104,3 +110,14 @@ class SegmentationRecipe(BaseRecipe):
     head: HeadSection
     augment: AugmentSection = AugmentSection()
     inference: InferenceSection = InferenceSection()
+
+    @model_validator(mode="after")
+    def _can_see_its_images(self) -> Self:
+        refuse_for_photographs(
+            self.data,
+            {
+                "augment.photometric": (self.augment.photometric, False),
+                "inference.rules": (self.inference.rules, "crossformerpp"),
+            },
+        )
+        return self

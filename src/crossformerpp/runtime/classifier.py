@@ -53,7 +53,7 @@ class OnnxClassifier(Predictor[ClassPrediction]):
         short, (height, width) = view["short_side"], view["crop"]
         if isinstance(image, Pixels):
             seen = PixelView(short, (height, width), view["interpolation"])(image)
-            return self.network.normalise(seen.transpose(1, 2, 0), white=1.0)
+            return self.network.normalise(seen.transpose(1, 2, 0))
         sides = (short * side // min(image.size) for side in image.size)
         image = image.resize((next(sides), next(sides)), Image.Resampling[view["interpolation"].upper()])
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)

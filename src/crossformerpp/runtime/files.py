@@ -49,8 +49,9 @@ class ExportedNetwork:
         """How images are read."""
         return PixelFormat(self.about["in_chans"], self.about["max_value"])
 
-    def normalise(self, pixels: np.ndarray, white: float = 255.0) -> np.ndarray:
-        """H × W × C from 0 to `white` -> (1, C, H, W) of float32."""
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """H × W × C, of photographs from 0 to 255, of others from 0 to 1 -> (1, C, H, W) of float32."""
+        white = 255 if self.pixels.is_photograph else 1
         mean, std = (np.asarray(self.about[name], np.float32) for name in ("mean", "std"))
         normal = (pixels.astype(np.float32) / np.float32(white) - mean) / std
         return np.ascontiguousarray(normal.transpose(2, 0, 1))[None]

@@ -87,5 +87,9 @@ def _of_run(path: Path) -> Features:
     kept = {key: value for key, value in weights.items() if key in own}
     load_weights(model, kept, saved.path, may_differ=("norm.", "fc_norm.", "head."))
     data: Any = saved.recipe.data  # type: ignore[attr-defined]
+    if not data.pixels.is_photograph:
+        raise ValueError(
+            f"--model {path}: a run on images of {data.channels} channel(s), not on RGB photographs"
+        )
     side = getattr(data, "size", _SIDE)
     return Features(model, side, data.mean, data.std, f"{path}, step {saved.step}")

@@ -12,15 +12,25 @@ from crossformerpp.data.mask_files import IGNORED
 
 LEAST_SIDE = 8  # pixels of a part that can be judged by its looks
 _HUGE, _THIN, _TINY, _SAME = 0.95, 20, 3, 0.9  # share of the image; ratio of the sides; pixels; IoU
+_GREY = 124  # in the place of what is not of a segment
 _MARGIN = 0.1  # of a box's sides, shown around it
 _IGNORED = 0.5  # share of a mask
 _FEW = 5  # images or objects of a class
 
 
-def part(image: Image.Image, box: Box | None) -> Image.Image | None:
-    """The image, or the part in a box; None where it is too small to be judged."""
+def part(image: Image.Image, box: Box | None, shape: np.ndarray | None = None) -> Image.Image | None:
+    """The image, or the part in a box; None where it is too small to be judged.
+
+    Args:
+        shape: The pixels of a segment in its box, which alone are kept; the others become grey.
+    """
     if box is None:
         return image
+    if shape is not None:
+        if min(shape.shape) < LEAST_SIDE:
+            return None
+        pixels = np.asarray(image.crop(tuple(map(int, box))))  # type: ignore[arg-type]
+        return Image.fromarray(np.where(shape[..., None], pixels, np.uint8(_GREY)))
     x, y = _MARGIN * (box[2] - box[0]), _MARGIN * (box[3] - box[1])
     left, top = max(0, round(box[0] - x)), max(0, round(box[1] - y))
     right, bottom = min(image.width, round(box[2] + x)), min(image.height, round(box[3] + y))
@@ -78,18 +88,18 @@ def _overlapping(boxes: Sequence[Box]) -> Iterator[tuple[int, int]]:
         yield from ((one, one + 1 + int(two)) for two in np.flatnonzero(shared >= _SAME * union))
 
 
-def segments(labels: np.ndarray, number: int) -> list[Item]:
-    """The largest connected segment of each class in a mask, as boxes; those that fill the mask are left out."""
+def segments(labels: np.ndarray, number: int) -> list[tuple[Item, np.ndarray]]:
+    """The largest connected segment of each class in a mask, with its pixels in its box."""
     from scipy.ndimage import find_objects, label
 
     items = []
     for value in np.unique(labels[labels != IGNORED]).tolist():
         parts, count = label(labels == value)
         sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-        rows, columns = find_objects(parts)[int(sizes.argmax())]
+        largest = int(sizes.argmax())
+        rows, columns = find_objects(parts)[largest]
         box = (columns.start, rows.start, columns.stop, rows.stop)
-        if (box[2] - box[0]) * (box[3] - box[1]) < _HUGE * labels.size:
-            items.append(Item(number, int(value), box))
+        items.append((Item(number, int(value), box), parts[rows, columns] == largest + 1))
     return items
 
 

@@ -19,6 +19,7 @@ Track = Callable[
 ]  # numbers and what is done -> the numbers, with a progress bar
 
 LOOSE = 0.6  # least similarity of fingerprints of a pair that a network finds similar: it also finds the same class so
+_ENOUGH = 10  # images whose mean is that of the data rather than of a pair
 _BATCH = 32
 _LONGEST = 512  # pixels of a part that waits for its features
 
@@ -104,7 +105,9 @@ def examine(
     views = [(np.stack([seen.prints[number] for number in chosen]), similarity)]
     if describe is not None:
         vectors = np.stack([seen.wholes[number] for number in chosen])
-        views = [(vectors, similarity), (views[0][0], LOOSE)]
+        # features of all images point the same way, the more the less a network has learnt
+        center = vectors.mean(axis=0) if len(vectors) >= _ENOUGH else 0
+        views = [(vectors - center, similarity), (views[0][0], LOOSE)]
     pairs += duplicates.near(samples, chosen, views, lambda starts: track(starts, "near duplicates"))
     findings = [*subjects.findings, *seen.findings, *pairs, *leaks.find_leaks(samples)]
     findings += odd.find_odd(samples, seen.looks)
@@ -144,11 +147,11 @@ def _look_at_all(subjects: Subjects, track: Track, describe: Describe | None, wi
         if mask is not None:
             seen.pixels.append(count_labels(mask, len(subjects.class_names)))
             seen.ignored.append(float((mask == IGNORED).mean()))
-            items = boxes.segments(mask, number)
         if subjects.task == "detection":
             seen.findings += boxes.odd_boxes(subjects, number, items, image.size)
-        for item in items:
-            cut = boxes.part(image, item.box)
+        shapes = [(item, None) for item in items] if mask is None else boxes.segments(mask, number)
+        for item, shape in shapes:
+            cut = boxes.part(image, item.box, shape)
             if cut is None:
                 seen.too_small += 1
                 continue
@@ -196,8 +199,8 @@ def _label_errors(
     if small:
         names = ", ".join(subjects.class_names[label] for label in sorted(small)[:10])
         notes.append(
-            f"{len(small)} classes have fewer than {labels.FOLDS} examples, whose labels were not judged: {names}"
-            + (", …" if len(small) > 10 else "")
+            f"{len(small)} classes are in fewer than {labels.FOLDS} different images; their labels were not "
+            f"judged: {names}" + (", …" if len(small) > 10 else "")
         )
     findings = []
     for doubt in doubts:

@@ -66,12 +66,12 @@ def doubtful(
         groups: (N,) items of a group, which show the same thing, are in one fold: a copy would confirm its label.
 
     Returns:
-        The doubts, and the classes with fewer items than folds, which cannot be judged.
+        The doubts, and the classes with fewer groups than folds, which cannot be judged.
 
     Raises:
         ValueError: cleanlab is not installed.
     """
-    counts = np.bincount(labels)
+    counts = np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0])  # groups of each class
     small = {int(label) for label in np.flatnonzero((counts > 0) & (counts < FOLDS))}
     kept = np.flatnonzero(counts[labels] >= FOLDS)
     classes, own = np.unique(labels[kept], return_inverse=True)

@@ -16,6 +16,7 @@ from crossformerpp.data.images import read_image, require_shape
 from crossformerpp.data.labelled import find_format, open_labelled
 from crossformerpp.data.names import printable
 from crossformerpp.data.objects import find_objects, missing
+from crossformerpp.data.pixels import as_picture
 from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits
 from crossformerpp.data.split import every_split_folder
 
@@ -210,6 +211,11 @@ def _open_file(path: Path) -> Image.Image:
     return image
 
 
+def _open_masked(source: MaskedImages, index: int) -> Opened:
+    image, labels = source.open(index)
+    return as_picture(image), labels
+
+
 def _open_masks(splits: list[tuple[Literal["train", "val", "test"], MaskedImages]]) -> Subjects:
     subjects = Subjects("segmentation", splits[0][1].class_names)
     for which, source in splits:
@@ -224,5 +230,7 @@ def _open_masks(splits: list[tuple[Literal["train", "val", "test"], MaskedImages
         ]
         for index, name in enumerate(source.names):
             shown = f"{split}/{name}" if len(splits) > 1 else name
-            subjects.samples.append(Sample(shown, split, partial(source.open, index), source.images[index]))
+            subjects.samples.append(
+                Sample(shown, split, partial(_open_masked, source, index), source.images[index])
+            )
     return subjects

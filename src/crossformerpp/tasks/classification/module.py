@@ -5,6 +5,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_only
 from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -73,8 +74,9 @@ class ClassificationModule(TaskModule):
         self.criterion = build_loss(self.recipe, self.class_names, counts.tolist(), len(split.labels))
         loss = self.recipe.loss
         is_balanced = self.recipe.data.sampling != "plain" or loss.class_weights is not None
-        hint = hint_on_few(counts, self.class_names, is_balanced or loss.name == "logit_adjusted")
-        if hint is not None:
+        is_balanced = is_balanced or loss.name == "logit_adjusted"
+        hint = hint_on_few(counts, self.class_names, is_balanced, self.recipe.multi_label)
+        if hint is not None and not rank_zero_only.rank:  # type: ignore[attr-defined]
             warnings.warn(hint, stacklevel=2)
 
     def train(self, mode: bool = True) -> Self:

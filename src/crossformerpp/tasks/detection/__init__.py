@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,12 @@ class Detection:
         with_masks = recipe.detector.name == "mask_rcnn"
         data = recipe.data
         coco, found = _open(recipe, which, class_names, with_masks)
+        coco = replace(coco, pixels=data.pixels)
         described: dict[str, Any] = {"names": _names(coco), "is_drawn": coco.is_drawn, "found": found}
         if which != "train":
             return Split(EvalImages(coco, with_masks), coco.class_names, collate, **described)
         tiles = _for_training(coco, data)
-        dataset: Dataset = TrainImages(tiles, _transform(data), with_masks)
+        dataset: Dataset = TrainImages(tiles, _transform(data), with_masks, data.pixels)
         if data.copy_paste or data.mosaic:
             dataset = MixedImages(dataset, data.copy_paste, data.mosaic, data.min_visible)
         groups = aspect_groups(tiles) if data.jitter is None else None
@@ -169,12 +171,13 @@ def _is_thin(part: TrainTile, long_side: float) -> bool:
 def _transform(data: DetectionData) -> Callable[..., Any]:
     if data.jitter is None:
         return train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
-    red, green, blue = (round(255 * mean) for mean in data.mean)
+    is_of_bytes = data.pixels.is_photograph
+    fill = tuple(round(255 * mean) if is_of_bytes else mean for mean in data.mean)
     return jitter_transform(
         data.jitter.size,
         data.jitter.scale,
         data.min_visible,
-        (red, green, blue),
+        fill,
         data.flip,
         data.color_jitter,
     )

@@ -96,7 +96,8 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
     is_auto = data.format == "auto" and root.exists() and not has_masks(root)
     if wanted is not None or (is_auto and find_objects(root) is not None):
         fraction, seed = data.val_fraction, recipe.trainer.seed
-        return open_drawn(root, which, wanted=wanted, val_fraction=fraction, seed=seed, trained=class_names)
+        drawn = open_drawn(root, which, wanted=wanted, val_fraction=fraction, seed=seed, trained=class_names)
+        return replace(drawn, pixels=data.pixels)
     if data.source == "ade20k" or (class_names == ade20k.NAMES and is_ade20k(root)):
         return open_ade20k(root, which)
     source = open_folder(
@@ -109,6 +110,7 @@ def open_masks(recipe: SegmentationRecipe, which: Which, class_names: list[str] 
         val_fraction=data.val_fraction,
         seed=recipe.trainer.seed,
         trained=class_names,
+        pixels=data.pixels,
     )
     return source if data.source == "folder" else replace(source, found="")
 

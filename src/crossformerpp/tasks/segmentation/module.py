@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crossformerpp.analysis.overlay import blend
 from crossformerpp.data.mask_files import IGNORED
+from crossformerpp.data.pixel_tensors import tensor_picture
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.segmentation.evaluation import Example, PixelCounts, SegmentationEvaluation
@@ -77,8 +78,8 @@ class SegmentationModule(TaskModule):
             predicted = look.labels(image)
             self.counts.update(predicted, labels)
             if number < NUM_SHOWN:
-                arrays = (x.cpu().numpy() for x in (image, labels, predicted))
-                self._examples.append(Example(number, *arrays))
+                arrays = (x.cpu().numpy() for x in (labels, predicted))
+                self._examples.append(Example(number, tensor_picture(image), *arrays))
 
     def evaluation(self) -> SegmentationEvaluation:
         confusion, images, unlabelled = self.counts.compute()
