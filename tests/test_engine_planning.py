@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ EPOCHS = (
 @pytest.mark.parametrize("evaluation", [0.1, 5.0])
 def test_a_plan_fills_its_time_and_no_more(minutes: float, evaluation: float) -> None:
     recipe, whole = tiny_recipe(*EPOCHS), Plan(2100, 21)
-    times = Times(step=0.25, evaluation=evaluation, opening=0.5)
-    planned = plan_for(recipe, whole, minutes, times, spent=3.0).trainer
+    times = Times(step=0.25, evaluation=evaluation, opening=0.5, spent=3.0)
+    planned = plan_for(recipe, whole, minutes, times).trainer
     assert planned.steps is not None
     assert planned.eval_every is not None
     count = -(-planned.steps // planned.eval_every)  # one follows the last step
@@ -43,7 +44,7 @@ def test_a_plan_fills_its_time_and_no_more(minutes: float, evaluation: float) ->
 
 def test_a_planned_schedule_is_the_recipes_in_short() -> None:
     recipe, whole = tiny_recipe(*EPOCHS, "optim.lr=0.01"), Plan(2100, 21)
-    planned = plan_for(recipe, whole, 2, Times(0.25, 0.5, 0.5), spent=0)
+    planned = plan_for(recipe, whole, 2, Times(0.25, 0.5, 0.5, 0.0))
     assert planned.trainer.steps is not None
     rates = []
     for page, plan in ((recipe, whole), (planned, Plan(planned.trainer.steps, 21))):
@@ -59,7 +60,7 @@ def test_a_planned_schedule_is_the_recipes_in_short() -> None:
 
 def test_milestones_are_planned_too() -> None:
     overrides = ("schedule.name=multistep", "schedule.milestones=[50, 75]", "schedule.update=epoch")
-    planned = plan_for(tiny_recipe(*EPOCHS, *overrides), Plan(2100, 21), 2, Times(0.25, 0.5, 0.5), spent=0)
+    planned = plan_for(tiny_recipe(*EPOCHS, *overrides), Plan(2100, 21), 2, Times(0.25, 0.5, 0.5, 0.0))
     assert planned.trainer.steps is not None
     shares = [mark / planned.trainer.steps for mark in planned.schedule.milestones]
     assert shares == pytest.approx([0.5, 0.75], abs=0.01)
@@ -69,7 +70,23 @@ def test_too_little_time_is_refused_with_how_much_it_takes() -> None:
     with pytest.raises(
         ValueError, match=r"--minutes 0\.1 is too short: a step takes 2 s .*pass --minutes 0\.8"
     ):
-        plan_for(tiny_recipe(), Plan(4, 21), 0.1, Times(2.0, 20.0, 0.5), spent=1)
+        plan_for(tiny_recipe(), Plan(4, 21), 0.1, Times(2.0, 20.0, 0.5, 1.0))
+
+
+def test_all_processes_plan_by_the_times_of_the_first() -> None:
+    """Every one of them: plans that differ by a step would wait for each other for ever."""
+    first = (0.5, 2.0, 1.0, 9.0)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda mine, all: mine, broadcast=lambda own: first)
+    trainer: Any = SimpleNamespace(
+        strategy=strategy, fit_loop=SimpleNamespace(total_batch_idx=0), accumulate_grad_batches=1
+    )
+    watch = planning.Stopwatch(seconds=0.0, opening=3.0, began=0.0)
+    module: Any = None
+    for _ in range(8):
+        watch.on_train_batch_end(trainer)
+    watch.on_train_end(trainer, module)
+    assert watch.times == Times(*first)
+    assert trainer.should_stop
 
 
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,19 +34,22 @@ EVALUATION_SHARE = 0.2  # of the time, at most, where the recipe evaluates more 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of a step, of an evaluation with what is saved and drawn, and until data and model are open."""
+    """Seconds of a step, of an evaluation with what is saved and drawn, until data and model are open, and since the
+    time began."""
 
     step: float
     evaluation: float
     opening: float
+    spent: float
 
 
 class Stopwatch(Callback):
-    """Times the steps of a trial and the evaluation after them, and ends it."""
+    """Times the steps of a trial and the evaluation after them, and ends it. All processes take the first one's times,
+    for they must plan alike."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.times: tuple[float, float] | None = None  # of a step, of the evaluation
+    def __init__(self, seconds: float, opening: float, began: float) -> None:
+        self.seconds, self.opening, self.began = seconds, opening, began
+        self.times: Times | None = None
         self._marks: list[float] = []
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -60,7 +63,9 @@ class Stopwatch(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = (self._marks[-1] - self._marks[WARM_UP]) / (len(self._marks) - WARM_UP - 1)
-        self.times = trainer.strategy.broadcast((step, time.monotonic() - self._marks[-1]))
+        now = time.monotonic()
+        found = (step, now - self._marks[-1], self.opening, now - self.began)
+        self.times = Times(*trainer.strategy.broadcast(found))
 
 
 def plan_run(recipe: BaseRecipe, minutes: float, began: float) -> tuple[BaseRecipe, dict[str, Any]]:
@@ -78,10 +83,10 @@ def plan_run(recipe: BaseRecipe, minutes: float, began: float) -> tuple[BaseReci
     assert data.train is not None
     whole = Plan.of(recipe.trainer, num_samples(data.train))
     seconds = min(TRIAL_SECONDS, TRIAL_SHARE * 60 * minutes)
-    times = measure(module, data, seconds, opening)
+    times = measure(module, data, Stopwatch(seconds, opening, began))
     # memory may have run out in the trial
     recipe = with_accumulation(recipe, module.recipe.trainer.accumulate)
-    planned = plan_for(recipe, whole, minutes, times, time.monotonic() - began)
+    planned = plan_for(recipe, whole, minutes, times)
     plan = {"minutes": minutes, "steps": planned.trainer.steps, "seconds": asdict(times)}
     return planned, {"plan": plan}
 
@@ -95,14 +100,12 @@ def trial_of(recipe: BaseRecipe) -> BaseRecipe:
     return parse_recipe(values, "of the trial")
 
 
-def measure(module: TaskModule, data: RunData, seconds: float, opening: float) -> Times:
+def measure(module: TaskModule, data: RunData, watch: Stopwatch) -> Times:
     """The times of a run, from a trial of it in a folder that does not stay.
 
     Args:
         module: Is trained, and of no use afterwards.
-        seconds: How long to time steps, if more are needed than a few.
     """
-    watch = Stopwatch(seconds)
     with tempfile.TemporaryDirectory(prefix="crossformer-trial-") as folder:
         run = RunFolder(Path(folder))
         run.last.parent.mkdir()
@@ -112,22 +115,21 @@ def measure(module: TaskModule, data: RunData, seconds: float, opening: float) -
             except TrainingInterruptedError:
                 raise KeyboardInterrupt from None
     assert watch.times is not None
-    return Times(*watch.times, opening)
+    return watch.times
 
 
-def plan_for(recipe: BaseRecipe, whole: Plan, minutes: float, times: Times, spent: float) -> BaseRecipe:
+def plan_for(recipe: BaseRecipe, whole: Plan, minutes: float, times: Times) -> BaseRecipe:
     """The recipe shortened or lengthened to end within the time, its schedule and its evaluations with it.
 
     Args:
         whole: The recipe's own length.
-        spent: Seconds of the time that are over.
 
     Raises:
         ValueError: Not even one step and the evaluations fit.
     """
-    steps, every = _length(recipe, whole, 60 * minutes * (1 - RESERVE) - spent, times)
+    steps, every = _length(recipe, whole, 60 * minutes * (1 - RESERVE) - times.spent, times)
     if steps < 1:
-        least = (spent + times.step + 2 * times.opening + 2 * times.evaluation) / (1 - RESERVE) / 60
+        least = (times.spent + times.step + 2 * times.opening + 2 * times.evaluation) / (1 - RESERVE) / 60
         raise ValueError(
             f"--minutes {minutes:g} is too short: a step takes {times.step:.2g} s and an evaluation "
             f"{times.evaluation:.2g} s, of which there are two; pass --minutes {math.ceil(10 * least) / 10:g} or more"
@@ -146,7 +148,7 @@ def plan_for(recipe: BaseRecipe, whole: Plan, minutes: float, times: Times, spen
     }
     trainer |= {"epochs": None, "steps": steps, "eval_every": every, "minutes": minutes}
     if is_first():
-        end = datetime.now() + timedelta(seconds=60 * minutes - spent)
+        end = datetime.now() + timedelta(seconds=60 * minutes - times.spent)
         print(
             f"plan for {minutes:g} minutes: {steps:,} steps ({steps / whole.steps_per_epoch:.3g} epochs) of "
             f"{times.step:.3g} s, an evaluation every {every:,} of {times.evaluation:.3g} s; done by {end:%H:%M:%S}",
