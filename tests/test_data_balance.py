@@ -170,6 +170,9 @@ def test_the_hint_names_the_classes_and_what_to_set() -> None:
     assert hint is not None
     assert "one 1, few 9, some 90; the most frequent has 900" in hint
     assert "--set data.sampling=balanced" in hint
+    assert "--set loss.name=logit_adjusted" in hint
+    several = hint_on_few(np.array(COUNTS), NAMES, is_balanced=False, multi_label=True)
+    assert "--set loss.class_weights=effective" in str(several)
     assert "finetune" in hint
     assert "sampling" not in str(hint_on_few(np.array(COUNTS), NAMES, is_balanced=True))
     assert hint_on_few(np.array([120, 100, 30]), NAMES[:3], is_balanced=False) is None

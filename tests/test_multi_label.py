@@ -302,6 +302,8 @@ def test_exported_and_shared_models_keep_the_thresholds(
     exported: Any = load_predictor(tmp_path / "model.onnx")
     assert ended("share", run, "--out", tmp_path / "shared") == 0
     shared: Any = crossformerpp.from_pretrained(tmp_path / "shared")
+    config = json.loads((tmp_path / "shared" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"  # transformers' pipeline takes a sigmoid
     for other in (exported, shared):
         assert other.thresholds.tolist() == own.thresholds.tolist()
         pairs = zip(other(image).to_json()["labels"], own(image).to_json()["labels"], strict=True)

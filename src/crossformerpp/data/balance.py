@@ -36,11 +36,14 @@ def sample_weights(labels: Labels, num_classes: int, how: Literal["balanced", "s
     return weights
 
 
-def hint_on_few(counts: np.ndarray, class_names: Sequence[str], is_balanced: bool) -> str | None:
+def hint_on_few(
+    counts: np.ndarray, class_names: Sequence[str], is_balanced: bool, multi_label: bool = False
+) -> str | None:
     """What to say of classes that have few images, if there are any.
 
     Args:
         is_balanced: Whether the recipe already draws or weighs classes by their counts.
+        multi_label: Whether images have any number of labels.
     """
     few = [int(place) for place in np.argsort(counts, kind="stable") if counts[place] < _FEW]
     largest = int(counts.max())
@@ -52,10 +55,8 @@ def hint_on_few(counts: np.ndarray, class_names: Sequence[str], is_balanced: boo
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     text = f"classes with few images for training: {listed}{more}; the most frequent has {largest}"
     if rare and not is_balanced:
-        text += (
-            ". --set data.sampling=balanced (or sqrt) draws them more often, --set loss.name=logit_adjusted (or "
-            "loss.class_weights=effective) makes them count more"
-        )
+        weighs = "loss.class_weights=effective" if multi_label else "loss.name=logit_adjusted"
+        text += f". --set data.sampling=balanced (or sqrt) draws them more often, --set {weighs} makes them count more"
     if few:
         text += ". With so few, start from trained weights: recipes finetune and linear_probe"
     return text

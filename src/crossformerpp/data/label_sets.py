@@ -27,7 +27,7 @@ from crossformerpp.data.names import printable
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
 from crossformerpp.data.table_files import LABEL_NAMES, SPLIT_NAMES, Table
-from crossformerpp.data.tables import LabelledRows, choose, find_tables, read_rows
+from crossformerpp.data.tables import LabelledRows, choose, read_rows, require_tables
 
 _SEPARATORS = (";", "|", ",")
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
@@ -144,7 +144,7 @@ def _digest(path: Path) -> bytes:
 def _open_table(
     root: Path, which: Which, val_fraction: float, seed: int, class_names: list[str] | None
 ) -> LabelledImages:
-    read = {split: read_rows(file, _labels_of) for split, file in find_tables(root).items()}
+    read = {split: read_rows(file, _labels_of) for split, file in require_tables(root).items()}
     rows, keep = choose(read, which, root)
     wanted = class_names or _class_names(read, root)
     problems = rows.problems.lines()

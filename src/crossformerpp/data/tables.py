@@ -77,6 +77,18 @@ def find_tables(root: Path) -> dict[Which | None, Path]:
     return {split: found[0] for split, found in by_split.items()}
 
 
+def require_tables(root: Path) -> dict[Which | None, Path]:
+    """As `find_tables`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    tables = find_tables(root)
+    if not tables:
+        raise ValueError(f"{root}: no table of images ({', '.join(TABLE_EXTENSIONS)} with a column of paths)")
+    return tables
+
+
 def read_rows(file: Path, label_of: Callable[[Table], Sequence[str]] | None = None) -> LabelledRows:
     """The rows that can be used, of a table of labelled images.
 
@@ -140,10 +152,7 @@ def open_table(
         ValueError: As `read_rows`; images with two labels, a single class, or classes that differ from `class_names`
             or between the splits.
     """
-    tables = find_tables(root)
-    if not tables:
-        raise ValueError(f"{root}: no table of images ({', '.join(TABLE_EXTENSIONS)} with a column of paths)")
-    read = {split: read_single_labels(file) for split, file in tables.items()}
+    read = {split: read_single_labels(file) for split, file in require_tables(root).items()}
     rows, keep = choose(read, which, root)
     wanted = class_names or _class_names(read, root)
     own = sorted({rows.labels[place] for place in keep}, key=_by_number)

@@ -25,8 +25,9 @@ from crossformerpp.analysis.group_costs import GroupCosts
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import JsonLines
-from crossformerpp.engine import evaluated_recipe, judge, threads, warn_of_changed_data
+from crossformerpp.engine import evaluated_recipe, judge, warn_of_changed_data
 from crossformerpp.engine.changes import data_mark
+from crossformerpp.engine.fitting import threads
 from crossformerpp.layers.grouping import Interval
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe

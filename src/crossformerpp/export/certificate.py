@@ -37,6 +37,7 @@ from crossformerpp.tasks.classification.evaluation import ClassificationEvaluati
 from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
 from crossformerpp.tasks.classification.promise import judge_promise
 from crossformerpp.tasks.plug import Evaluation
+from crossformerpp.tasks.points import SettingSection, at_setting
 from crossformerpp.tasks.programs import open_program
 from crossformerpp.tasks.saved import SavedRun, open_saved
 
@@ -171,6 +172,8 @@ def certify(
     saved = None if checkpoint is None else open_saved(checkpoint)
     network = open_program(path) if path.suffix == ".pt2" else open_predictor(path).network
     about = network.about
+    if saved is not None and about.get("setting") is not None:  # exported with --budget
+        saved = at_setting(saved, SettingSection(**about["setting"]))
     if about["task"] != "classification" and conformal is not None:
         raise ValueError(f"--conformal is for classifiers; {path} is for {about['task']}")
     if about.get("thresholds") is not None and conformal is not None:

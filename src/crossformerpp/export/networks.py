@@ -36,6 +36,7 @@ from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform, pixel_view
 from crossformerpp.tasks.detection.model import MaskRCNNDetector, RetinaNetDetector
+from crossformerpp.tasks.points import setting_of
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import SavedRun
 
@@ -148,6 +149,8 @@ def open_network(
     predictor: Any = find_task(recipe.task).predictor(saved, device="cpu", min_score=_LEAST_SCORE)
     about["class_names"] = predictor.class_names
     about["recipe"] = dump_recipe(without_paths(recipe))
+    if saved.is_at_point:
+        about["setting"] = setting_of(recipe).model_dump()
     if features:
         return _features(saved, about, size or _USUAL_SIDE)
     if isinstance(recipe, ClassificationRecipe):

@@ -150,7 +150,7 @@ class ClassificationRecipe(BaseRecipe):
 
     @model_validator(mode="after")
     def _can_mix(self) -> Self:
-        together = self.trainer.batch_size // self.trainer.accumulate
+        together = self.trainer.batch_size // (self.trainer.accumulate or 1)
         if (self.augment.mixup or self.augment.cutmix) and together % 2:
             raise ValueError(
                 f"mixup and cutmix pair the images of a batch, which are {together}: an odd number"

@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -39,6 +41,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+AUTO = 0  # stands for a count that the engine chooses before the run begins
+
+
+def _count_or_auto(value: Any) -> Any:
+    if value == "auto":
+        return AUTO
+    if isinstance(value, int) and value < 1:
+        raise ValueError("must be a positive number or auto")
+    return value
+
+
+AutoCount = Annotated[
+    int, BeforeValidator(_count_or_auto), PlainSerializer(lambda count: "auto" if count == AUTO else count)
+]
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]  # keyword arguments for something else
 
 
@@ -235,19 +251,24 @@ class TrainerSection(Section):
     """Length (either `epochs` or `steps`), batches, devices and logging.
 
     `batch_size` is the number of samples behind one optimiser step, over all devices and accumulated
-    batches: a recipe means the same training on one device as on eight.
+    batches: a recipe means the same training on one device as on eight. `auto` is the largest that memory holds at
+    once, with `optim.lr` scaled from `optim.lr_batch_size`. `accumulate: auto` keeps the samples of a step and makes
+    of them as few batches as memory allows.
     """
 
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
-    batch_size: PositiveInt = 64
-    accumulate: PositiveInt = 1
+    minutes: PositiveFloat | None = None  # the run ends early, properly, when this time is over
+    patience: PositiveInt | None = None  # it ends after so many evaluations without a better result
+    batch_size: AutoCount = 64
+    accumulate: AutoCount = 1
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
     eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
     inside_every: PositiveInt | None = None  # steps between the rows of inside.csv; None: no such file
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
     result: Literal["best", "last"] = "best"  # the checkpoint that is the run's result
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"  # per machine; under torchrun and SLURM leave it out

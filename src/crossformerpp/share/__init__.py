@@ -157,6 +157,10 @@ def _describe(saved: SavedRun, draft: Path) -> None:
     """What `open_saved` reads, into config.json."""
     config = json.loads((draft / CONFIG).read_text(encoding="utf-8"))
     recipe = dump_recipe(without_paths(saved.recipe.model_copy(update={"ema": None})))
+    if getattr(saved.recipe, "multi_label", False):
+        config["problem_type"] = (
+            "multi_label_classification"  # for transformers' pipeline: a sigmoid, no softmax
+        )
     write_json(draft / CONFIG, config | {SHARED_KEY: pack(recipe, saved.class_names, saved.step)})
 
 
