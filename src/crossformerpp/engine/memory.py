@@ -108,6 +108,7 @@ class MemoryWatch(Callback):
             self._is_agreed = True
         self.refusal = self._refusal(trainer, pl_module)
         if self.refusal is not None:
+            self.refusal += f" ({str(exception).strip().splitlines()[0]})"
             return
         before, after = pl_module.recipe.trainer.accumulate, next_accumulation(pl_module, trainer.world_size)
         assert after is not None

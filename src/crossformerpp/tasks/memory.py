@@ -2,10 +2,10 @@
 
 import torch
 
-# of the CPU's allocator, of CUDA itself and of the libraries that allocate by themselves
 _SIGNS = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
+    "can't allocate memory",  # of the CPU's allocator,
+    "could not create a primitive",  # of oneDNN,
+    "CUDA error: out of memory",  # and of CUDA and its libraries, which allocate by themselves
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC",
 )
