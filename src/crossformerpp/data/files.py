@@ -20,6 +20,10 @@ _SYSTEM = re.compile(
     | system\ volume\ information | lost\+found | __pycache__ | ~\$.* | .*~ | \#.*\# | @__thumb | @tmp""",
     re.IGNORECASE | re.VERBOSE,
 )
+_OUTPUTS = {  # and the files by which a folder is known as such
+    "run of `crossformer train`": ("recipe.yaml", "run.json"),
+    "results of `crossformer predict`": ("predictions.jsonl",),
+}
 # What people may take for images of a data set: named, where other files are only counted by their extension.
 _HINTS = {
     ".heic": "pip install pillow-heif reads them",
@@ -117,8 +121,8 @@ def _entries(
             and _leads_inside(os.path.realpath(entry.path), real_root, real_folder)
         ):
             left_out.add("link into the folder itself", _named(entry, root))
-        elif stat.S_ISDIR(status.st_mode) and _is_run(entry.path):
-            left_out.add("run of `crossformer train`", f"{_named(entry, root)}/")
+        elif stat.S_ISDIR(status.st_mode) and (output := _output(entry.path)) is not None:
+            left_out.add(output, f"{_named(entry, root)}/")
         elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
             yield entry, status
         else:
@@ -137,9 +141,12 @@ def _note_hidden(
         left_out.add("hidden or system file", _named(entry, root))
 
 
-def _is_run(folder: str) -> bool:
-    """Whether a folder is a run, whose pictures are no data: people put --out where their data are."""
-    return all(os.path.exists(os.path.join(folder, name)) for name in ("recipe.yaml", "run.json"))
+def _output(folder: str) -> str | None:
+    """Which command wrote a folder, whose pictures are no data then: people put --out where their data are."""
+    for output, names in _OUTPUTS.items():
+        if all(os.path.exists(os.path.join(folder, name)) for name in names):
+            return output
+    return None
 
 
 def _leads_inside(target: str, root: str, folder: str) -> bool:
