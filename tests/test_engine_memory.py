@@ -106,7 +106,9 @@ def test_memory_that_never_suffices_ends_with_the_last_checkpoint_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_memory(monkeypatch, most=0, from_step=3, error=RuntimeError(CPU_ERROR))
-    with pytest.raises(ValueError, match=r"at step 4 with 2 image\(s\) at once, .*the fewest .*DefaultCPUAllocator"):
+    with pytest.raises(
+        ValueError, match=r"at step 4 with 2 image\(s\) at once, .*the fewest .*DefaultCPUAllocator"
+    ):
         engine.train(tiny_recipe(), tmp_path / "run")
     assert last(tmp_path / "run")["global_step"] == 3
 
