@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt# the versions that are tested; empty: the newest that pyproject.toml allows
 LOWEST := .venv-lowest
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-3.11 test-3.12 test-lowest check audit constraints format benchmark docs pictures clean help
 .DEFAULT_GOAL := help
@@ -25,7 +26,7 @@ demo: $(BIN)/.installed  ## train, evaluate and predict on real handwritten digi
 	$(BIN)/crossformer demo runs/demo
 
 test: $(BIN)/.installed  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-3.11:  ## run every test on Python 3.11, in an environment of its own
 	$(MAKE) test PYTHON=python3.11 VENV=.venv-3.11
@@ -38,8 +39,9 @@ test-lowest:  ## run the tests with the least versions that pyproject.toml allow
 	$(LOWEST)/bin/pip install --quiet packaging
 	$(LOWEST)/bin/python -m benchmarks.supply_chain lowest > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt \
-	  --editable '.[train,detection,segmentation,export]' pytest hypothesis pycocotools webdataset mlxtend
-	$(LOWEST)/bin/python -m pytest --ignore tests/test_examples.py --ignore tests/test_docs.py
+	  --editable '.[train,detection,segmentation,formats,doctor,export]' \
+	  pytest pytest-xdist hypothesis pycocotools webdataset mlxtend
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) --ignore tests/test_examples.py --ignore tests/test_docs.py
 
 check: $(BIN)/.installed audit  ## format, lint, types, import order, known faults of what we depend on
 	$(BIN)/ruff format --check .

@@ -34,9 +34,10 @@ from PIL import Image
 
 from crossformerpp.checkpoints import convert, read_checkpoint
 from crossformerpp.data import check_masks
-from crossformerpp.data.check import check_coco
+from crossformerpp.data.check import check_objects
 from crossformerpp.data.coco import open_coco
 from crossformerpp.data.images import IMAGE_EXTENSIONS
+from crossformerpp.data.labelled import open_labelled
 from crossformerpp.data.mask_files import read_palette
 from crossformerpp.data.names import path_inside, safe_name
 from crossformerpp.data.segmentation import open_splits
@@ -338,7 +339,7 @@ def _fuzz_coco(folder: Path, example: bytes) -> None:
     (folder / "annotations").mkdir()
     page = folder / "annotations" / "instances_train.json"
     page.write_bytes(example)
-    for report_ in check_coco(page, images):
+    for report_ in check_objects(page, images):
         json.dumps(report_.to_json())
     open_coco(page, images)
     open_coco(page, images, with_masks=True, class_names=["cat", "dog", "owl"])
@@ -441,6 +442,21 @@ def _fuzz_shards(folder: Path, example: tuple[bytes, bytes]) -> None:
             continue
 
 
+def _fuzz_table(folder: Path, example: tuple[str, bytes]) -> None:
+    (folder / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 40)).save(folder / "images" / f"{number}.png")
+    (folder / f"labels.{example[0]}").write_bytes(example[1])
+    for multi_label in (False, True):
+        for which in ("train", "val"):
+            try:
+                source = open_labelled(folder, which, wanted="table", multi_label=multi_label)  # type: ignore[arg-type]
+            except (ValueError, OSError):
+                continue
+            assert all(source.open(number).mode == "RGB" for number in range(len(source)))
+            assert all(source.target(number) is not None for number in range(len(source)))
+
+
 def _fuzz_names(folder: Path, example: str) -> None:
     path = path_inside(folder, f"{safe_name(example)}.png")
     path.touch()
@@ -462,6 +478,12 @@ _OVERRIDE = st.one_of(
 _BOOM = b"a: &a [x, x, x, x, x, x, x, x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (n + 1, n + 1, b", ".join([b"*%c" % n] * 8)) for n in range(ord("a"), ord("i"))
 )
+_TABLES = (
+    b"path,label,split\n0.png,cat,train\n1.png,dog,train\n2.png,cat,val\n3.png,dog,val\n",
+    b"image;labels\n0.png;a|b\n1.png;b\n2.png;\n3.png;c|a\n",
+    b"file,a,b,c\n0.png,1,0,1\n1.png,0,1,0\n2.png,0,0,0\n3.png,1,1,1\n",
+)
+
 TARGETS: dict[str, tuple[Target, st.SearchStrategy[Any]]] = {
     "recipe": (
         _fuzz_recipe,
@@ -519,6 +541,10 @@ TARGETS: dict[str, tuple[Target, st.SearchStrategy[Any]]] = {
     ),
     "onnx": (_fuzz_onnx, damaged(_graph())),
     "shards": (_fuzz_shards, st.tuples(damaged(_shard()), st.one_of(st.just(b"a\nb\n"), damaged(b"a\nb\n")))),
+    "table": (
+        _fuzz_table,
+        st.tuples(st.sampled_from(("csv", "tsv")), st.sampled_from(_TABLES).flatmap(damaged)),
+    ),
     "names": (_fuzz_names, st.text()),
 }
 

@@ -82,7 +82,7 @@ def _requires(name: str) -> list[str]:
         extras = {
             extra: texts
             for extra, texts in project["optional-dependencies"].items()
-            if extra not in ("heic", "page")
+            if extra not in ("heic", "page", "loggers")
         }
         return [*project["dependencies"], *(text for texts in extras.values() for text in texts)]
     try:

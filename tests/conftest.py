@@ -3,6 +3,10 @@
 import os
 from collections.abc import Iterator
 
+# before PyTorch is there: processes that share the work share the cores, too; commands inherit it
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 from benchmarks.process_memory import give_back
 

@@ -326,6 +326,10 @@ def test_a_run_among_the_images_is_no_class_and_its_pictures_are_no_images(
     status, out, _ = call("predict", digits, root, "--json", "--out", tmp_path / "out")
     assert status == 0
     assert len(json.loads(out)) == 16
+    for _ in range(2):  # the second time its own pictures lie there
+        status, out, err = call("predict", digits, root, "--json", "--out", root / "out", "--overwrite")
+        assert status == 0, err
+        assert len(json.loads(out)) == 16
 
 
 def test_an_output_that_is_no_number_is_said_per_image(

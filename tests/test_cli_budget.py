@@ -256,7 +256,7 @@ def test_a_cascade_asks_the_large_setting_where_the_small_one_is_unsure(run, dig
     assert found["large"] == best.setting.model_dump()
 
 
-def test_an_export_is_of_the_point(run, call, tmp_path) -> None:
+def test_an_export_is_of_the_point(run, digits, call, tmp_path) -> None:
     pytest.importorskip("onnxruntime")
     import onnxruntime
 
@@ -276,6 +276,13 @@ def test_an_export_is_of_the_point(run, call, tmp_path) -> None:
     with torch.no_grad():
         expected = model.eval()(images).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    # its certificate compares it with the run at this point
+    status, printed, err = call("eval", file, "--checkpoint", run, "--data", digits, "--json")
+    assert status == 0, err
+    metrics = json.loads(printed)
+    assert metrics["agreement"] == 1
+    assert metrics["drift_largest"] < 1e-4
+    assert metrics["top1"] == pytest.approx(metrics["checkpoint_top1"])
     status, _, err = call("predict", file, run, "--budget", "1G")
     assert status == 2
     assert "groups of an exported model are fixed" in err

@@ -102,6 +102,13 @@ def test_calibrated_run_answers_with_sets(
     assert hits == pytest.approx(361, abs=1)
 
 
+def test_a_shared_folder_keeps_it(run: Path, tmp_path: Path) -> None:
+    assert ended(["eval", run, "--conformal", "0.8", "--out", tmp_path / "eval"]) == 0
+    assert ended(["share", run, "--out", tmp_path / "shared"]) == 0
+    shared: Any = load_predictor(tmp_path / "shared", "cpu")
+    assert shared.promise == load_predictor(run, "cpu").promise is not None  # type: ignore[attr-defined]
+
+
 def test_more_training_makes_it_void(run: Path, tmp_path: Path) -> None:
     assert ended(["eval", run, "--conformal", "0.8", "--out", tmp_path / "eval"]) == 0
     page = json.loads((run / "conformal.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from crossformerpp.data.check import check_coco
+from crossformerpp.data.check import check_objects
 from crossformerpp.data.coco import CocoObject, find_split, open_coco, read_coco, suspicion
 from crossformerpp.data.coco_values import run_lengths, whole
 from crossformerpp.data.detection import (
@@ -191,7 +191,7 @@ def test_an_image_of_another_size_is_named(tmp_path):
     coco = read_coco(file, folder)
     with pytest.raises(ValueError, match=r"1\.png: 48x64 pixels, but its annotations are for 64x48"):
         EvalImages(coco, with_masks=False)[0]
-    (report,) = check_coco(file)
+    (report,) = check_objects(file)
     assert any("another size than annotated (1.png is 48x64, not 64x48)" in line for line in report.problems)
 
 
@@ -205,7 +205,7 @@ def test_check_tells_everything_at_once(tmp_path):
         tmp_path, annotations, images=((1, 64, 48), (5, 48, 64), (7, 1, 1), (8, 50, 50)), missing=(5,)
     )
     (folder / "8.png").write_bytes(b"no image")
-    (report,) = check_coco(tmp_path)
+    (report,) = check_objects(tmp_path)
     assert report.images == folder
     assert report.counts["images"] == 3
     assert report.counts["objects"] == 2
@@ -224,7 +224,7 @@ def test_check_tells_everything_at_once(tmp_path):
 
 def test_what_may_be_meant_so_is_a_note(tmp_path):
     file, _ = write(tmp_path, [(1, 3, [1, 2, 3, 4], {})])
-    (report,) = check_coco(file)
+    (report,) = check_objects(file)
     assert report.problems == []
     assert report.notes == [
         "1 × category without objects (dog)",
@@ -237,14 +237,20 @@ def test_corners_are_told_from_sizes(tmp_path, are_corners):
     boxes = [(5, 5, 60, 40), (30, 20, 50, 45), (2, 3, 20, 15), (40, 10, 63, 30)]
     sizes = [(left, top, right - left, bottom - top) for left, top, right, bottom in boxes]
     file, _ = write(tmp_path, [(1, 3, box, {}) for box in (boxes if are_corners else sizes)])
-    (report,) = check_coco(file)
+    (report,) = check_objects(file)
     assert ("the boxes look like corners" in "".join(report.problems)) == are_corners
 
 
 def test_folders_of_something_else_are_told_what_is_looked_for(tmp_path):
-    for text in ("valid/_annotations.coco.json", "images and masks"):
-        with pytest.raises(ValueError, match=f"neither .*{text}"):
-            list(check_coco(tmp_path))
+    for text in (
+        "train/_annotations.coco.json",
+        "data.yaml",
+        "Annotations/",
+        "images and masks",
+        "class folders",
+    ):
+        with pytest.raises(ValueError, match=f"no train annotations in .*{text}"):
+            list(check_objects(tmp_path))
 
 
 def test_a_missing_folder_of_images_can_be_named(tmp_path):
@@ -253,7 +259,7 @@ def test_a_missing_folder_of_images_can_be_named(tmp_path):
     settings = "data.train_annotations=annotations/instances_train.json --set data.train_images=…"
     with pytest.raises(ValueError, match=settings):
         find_split(tmp_path, "train")
-    (report,) = check_coco(file, tmp_path / "photos" / "train")
+    (report,) = check_objects(file, tmp_path / "photos" / "train")
     assert report.counts["images"] == 2
 
 
@@ -440,5 +446,5 @@ def test_the_check_notes_images_that_exif_turns_without_another_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.new("RGB", (64, 48)).save(folder / "a.png", exif=exif)
-    (report,) = check_coco(file, folder)
+    (report,) = check_objects(file, folder)
     assert any("turned or mirrored by EXIF" in note and "a.png" in note for note in report.notes)

@@ -237,7 +237,7 @@ plugin = types.ModuleType("pillow_heif")
 plugin.register_heif_opener = lambda: Image.register_open("HEIF", lambda *_: None, lambda start: False)
 sys.modules["pillow_heif"] = plugin
 from crossformerpp.data import images
-print(".heic" in images.IMAGE_EXTENSIONS, "HEIF" in images._FORMATS)
+print(".heic" in images.IMAGE_EXTENSIONS, "HEIF" in images.FORMATS)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["True", "True"]

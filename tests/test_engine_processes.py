@@ -34,6 +34,21 @@ callbacks.SeedEachBatch.on_train_batch_start = hooked
 main()
 """
 
+# Runs the command, but the process of rank 1 has memory for MOST images at once, after step FROM.
+SHORT_OF_MEMORY = """
+import torch
+from crossformerpp.cli import main
+from crossformerpp.tasks.classification.module import ClassificationModule
+real = ClassificationModule.loss
+def loss(self, batch):
+    losses = real(self, batch)
+    if self.global_rank == 1 and len(batch[0]) > MOST and FROM <= self.global_step:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return losses
+ClassificationModule.loss = loss
+main()
+"""
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -182,3 +197,32 @@ def test_sharded_training_wants_gpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer\.strategy=fsdp needs GPUs; use ddp on CPUs"):
         engine.train(tiny_recipe("trainer.strategy=fsdp"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_changes_the_batches_of_all(page: Path, tmp_path: Path) -> None:
+    """32 images do not fit in rank 1, nor do 16, of which a step has two batches: the run is that with four of 8."""
+    program = tmp_path / "program.py"
+    program.write_text(SHORT_OF_MEMORY.replace("MOST", "8").replace("FROM", "0"))
+    result = torchrun(program, "train", page, "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "are taken in 2 batches instead of 1" in result.stderr
+    assert "are taken in 4 batches instead of 2" in result.stderr
+    accumulated = ("--set", "trainer.accumulate=4")
+    expected = torchrun("-m", "crossformerpp", "train", page, "--out", tmp_path / "four", *accumulated)
+    assert expected.returncode == 0, expected.stderr
+    four, run = (
+        read_training_state(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("four", "run")
+    )
+    assert all(torch.equal(value, run["state_dict"][key]) for key, value in four["state_dict"].items())
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_in_one_process_later_ends_all_of_them_with_what_to_do(
+    page: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SHORT_OF_MEMORY.replace("MOST", "16").replace("FROM", "3"))
+    result = torchrun(program, "train", page, "--out", tmp_path / "run")
+    assert result.returncode != 0
+    assert "out of memory at step 4 in one of 2 processes: pass --set trainer.accumulate=2" in result.stderr

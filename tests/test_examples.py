@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,37 @@ def test_knn() -> None:
 
 
 @pytest.mark.slow
+def test_photographs_classification(tmp_path: Path) -> None:
+    """Of 40 pictures that the network has not seen; docs/photographs.md has the figures of all three."""
+    assert main_of("photographs_classification")(str(tmp_path)) > 0.9
+    assert (tmp_path / "doctor" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_photographs_detection(tmp_path: Path) -> None:
+    assert main_of("photographs_detection")(str(tmp_path)) > 0.5
+
+
+@pytest.mark.slow
+def test_photographs_segmentation(tmp_path: Path) -> None:
+    assert main_of("photographs_segmentation")(str(tmp_path)) > 0.6
+
+
+def test_labels_of_the_photographs_are_plausible() -> None:
+    """Thresholds find the 24 coins that one counts, in four rows of six, and stains by their colours."""
+    module = runpy.run_path(str(EXAMPLES / "photographs_detection.py"))
+    numbers = module["coins_of"](module["coins"]())
+    assert numbers.max() == 24
+    assert len(set(numbers[module["MIDDLE"]].tolist()) - {0}) == 0  # no coin is in both halves
+    module = runpy.run_path(str(EXAMPLES / "photographs_segmentation.py"))
+    image = module["immunohistochemistry"]()
+    labels = module["label"](image)
+    red, blue = (np.array([image[labels == k][:, c].mean() for k in range(3)]) for c in (0, 2))
+    assert red[1] - blue[1] > red[2] - blue[2] + 30  # brown and blue
+    assert min(red[0], blue[0]) > 190  # pale
+
+
+@pytest.mark.slow
 def test_ray_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a local Ray: the answers of one process, in the images' order."""
     ray = pytest.importorskip("ray")
@@ -86,7 +118,8 @@ def test_ray_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_shows_what_the_examples_do() -> None:
     """Each line of code under the name of an example is one of the example's."""
-    page = (EXAMPLES.parent / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    docs = EXAMPLES.parent / "docs"
+    page = (docs / "frameworks.md").read_text(encoding="utf-8")
     shown = set()
     for section in page.split("`examples/")[2:]:
         name = section.partition("`")[0]
@@ -95,7 +128,10 @@ def test_the_page_shows_what_the_examples_do() -> None:
         assert code, name
         assert {line.strip() for line in code.splitlines()} <= lines, name
         shown.add(name)
-    assert shown == {path.name for path in EXAMPLES.glob("*.py")}
+    photographs = {path.name for path in EXAMPLES.glob("photographs_*.py")}
+    assert shown == {path.name for path in EXAMPLES.glob("*.py")} - photographs
+    told = (docs / "photographs.md").read_text(encoding="utf-8")
+    assert all(f"`examples/{name}`" in told for name in photographs)
 
 
 def test_every_example_is_tested() -> None:

@@ -260,6 +260,28 @@ def test_lda_of_all_stages_or_of_each():
     assert not any(torch.allclose(a, b, rtol=1e-4) for a, b in itertools.combinations(outputs, 2))
 
 
+@pytest.mark.parametrize("strides", [(4, 2, 2, 2), (2, 2, 2, 2), (1, 2, 2, 1)])
+def test_strides_decide_on_the_maps_and_are_told_to_timm(strides):
+    kernels = [(stride, 2 * stride) if stride % 2 == 0 else (1, 3) for stride in strides]
+    x = torch.randn(1, 3, 40, 32)
+    for options in ({}, {"position": "ape", "img_size": (40, 32)}):
+        model = _tiny(strides=strides, kernel_sizes=kernels, **options)
+        maps = model.forward_intermediates(x, intermediates_only=True)
+        height, width, reductions = 40, 32, []
+        for stride, found in zip(strides, maps, strict=True):
+            height, width = -(-height // stride), -(-width // stride)
+            reductions.append(reductions[-1] * stride if reductions else stride)
+            assert found.shape[2:] == (height, width)
+        assert [info["reduction"] for info in model.feature_info] == reductions
+
+
+def test_policies_of_group_sizes_follow_the_stem():
+    """The first map of images of 112 is that of 224 with half the stride."""
+    one = _tiny(group_sizes="linear", img_size=224)
+    two = _tiny(group_sizes="linear", img_size=112, strides=(2, 2, 2, 2), kernel_sizes=((2, 4),) * 4)
+    assert one.groups.group_sizes == two.groups.group_sizes
+
+
 def test_an_interval_larger_than_the_map_makes_groups_of_one_token():
     model = _tiny("crossformer_small", intervals=(100, 100, 100, 100), depths=(2, 2, 2, 2))
     assert [part.sides for part in model.stages[0].blocks[1].attn.rule.on(16, 24).parts] == [(1, 1)]

@@ -66,7 +66,10 @@ def test_numbers_with_exponents_are_numbers_even_where_nothing_says_so(text: str
         (["trainer.epochs=3", "trainer.steps=3"], "give either epochs or steps"),
         (["schedule.name=multistep"], "milestones belong to the multistep schedule"),
         (["schedule.warmup_steps=1", "schedule.warmup_epochs=1"], "not both"),
-        (["data.source=digit"], "data.source: input should be 'digits', 'mnist' or 'folder'.*'digit'"),
+        (
+            ["data.source=digit"],
+            "data.source: input should be 'digits', 'mnist', 'digit_labels' or 'folder'.*'digit'",
+        ),
         (["data.size=16"], "data.size: .*greater than or equal to 32"),
         (["optim.lr=.nan"], "optim.lr: .*finite"),
     ],

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from crossformerpp import share
 from crossformerpp.cli import main
 from crossformerpp.predict import load_predictor
 from crossformerpp.recipes.load import dump_recipe, parse_recipe
+from crossformerpp.share.card import model_card
 from crossformerpp.tasks.backbone import create_model
-from crossformerpp.tasks.saved import KEY, pack
+from crossformerpp.tasks.saved import KEY, open_saved, pack
 
 NAMES = ["zero", "one", "two"]
 
@@ -158,6 +160,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_hub_address_is_fetched(run: Path, tmp_path: Path) -> None:
     Hub.folder = share.write_folder(run, tmp_path / "shared")
+    (Hub.folder / "thresholds.json").write_text("{}")  # only multi-label classifiers read it
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = os.environ | {
@@ -183,7 +186,15 @@ def test_hub_address_is_fetched(run: Path, tmp_path: Path) -> None:
     assert "cannot be fetched from the Hugging Face Hub" in missing.stderr
     with pytest.raises(ValueError, match="give hf-hub:USER/NAME"):
         crossformerpp.from_pretrained("hf-hub:digits")
+    assert list((tmp_path / "home").rglob("thresholds.json"))
     assert not list((tmp_path / "home").rglob("*.py"))  # only weights and descriptions
+
+
+def test_class_names_are_text_on_the_card(run: Path) -> None:
+    names = ["<script>alert(1)</script>", "a\n# b", "[c](javascript:d)", "hot_dog"]
+    card = model_card(replace(open_saved(run), class_names=names), {}, "mit", "hf-hub:a/b")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;, a \\# b, \\[c\\](javascript:d), hot\\_dog" in card
+    assert "<script>" not in card
 
 
 def test_card_is_filled_from_the_run(run: Path, tmp_path: Path) -> None:

@@ -23,7 +23,12 @@ def direct() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
     texts = [
         *PROJECT["dependencies"],
-        *(text for name, texts in extras.items() if name not in ("heic", "page") for text in texts),
+        *(
+            text
+            for name, texts in extras.items()
+            if name not in ("heic", "page", "loggers")
+            for text in texts
+        ),
     ]
     found = [Requirement(text) for text in texts]
     return [requirement for requirement in found if requirement.name != "crossformerpp"]

@@ -8,7 +8,9 @@ import pytest
 from hotcoco import COCO, COCOeval
 from PIL import Image
 
+from crossformerpp.data.coco import CocoSet
 from crossformerpp.data.coco_images import CocoImage
+from crossformerpp.data.problems import Problems
 from crossformerpp.tasks.detection.errors import KINDS, costs, find_errors, without_crowds, write_errors
 from crossformerpp.tasks.detection.evaluation import average_precision
 from crossformerpp.tasks.detection.records import coco_page, coco_results
@@ -41,6 +43,11 @@ def one_of_each():
     truth = {"image_id": 7, "height": 130, "width": 190, "objects": objects}
     kinds = {score: kind for score, (_, _, kind) in found.items() if kind is not None}
     return {"truth": truth, "found": things}, kinds
+
+
+def the_image(path):
+    """A set of one image, number 7."""
+    return CocoSet([CocoImage(7, path, 190, 130)], NAMES, list(range(1, len(NAMES) + 1)), Problems())
 
 
 def test_each_kind_is_known():
@@ -120,7 +127,12 @@ def test_costs_are_the_ap_without_the_errors(kind):
 def test_files_of_an_evaluation(tmp_path):
     record, _ = one_of_each()
     Image.new("RGB", (190, 130), "gray").save(tmp_path / "seven.png")
-    written = write_errors(tmp_path, [record], NAMES, [CocoImage(7, tmp_path / "seven.png", 190, 130)])
+    written = write_errors(
+        tmp_path,
+        [record],
+        NAMES,
+        the_image(tmp_path / "seven.png"),
+    )
     assert [path.name for path in written] == ["errors.csv", "error_kinds.csv", "errors.png"]
     with (tmp_path / "errors.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -146,6 +158,11 @@ def test_without_hotcoco_the_errors_are_still_written(tmp_path, monkeypatch):
     record, _ = one_of_each()
     Image.new("RGB", (190, 130)).save(tmp_path / "seven.png")
     with pytest.warns(UserWarning, match="needs hotcoco"):
-        write_errors(tmp_path, [record], NAMES, [CocoImage(7, tmp_path / "seven.png", 190, 130)])
+        write_errors(
+            tmp_path,
+            [record],
+            NAMES,
+            the_image(tmp_path / "seven.png"),
+        )
     with (tmp_path / "error_kinds.csv").open() as file:
         assert {row["AP50_lost"] for row in csv.DictReader(file)} == {""}

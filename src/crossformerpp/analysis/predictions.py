@@ -15,6 +15,7 @@ from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.objects import draw_objects, drawn_objects
 from crossformerpp.analysis.overlay import add_legend, blend
 from crossformerpp.data.mask_files import Color, index_picture
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat, Pixels
 
 
 class Prediction(Protocol):
@@ -24,23 +25,26 @@ class Prediction(Protocol):
         """Rows of the printed table, under the predictor's `columns`."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for --json and the JSON files: one list of entries, `top`, `objects` or `classes`, and more."""
+        """Plain data for --json and the JSON files: one list of entries, `top`, `labels`, `objects` or `classes`, and
+        more."""
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         """File name suffix → picture; "" is the annotated image, "_mask" could be an index mask."""
 
 
 P = TypeVar("P", bound=Prediction)
+OneImage = Image.Image | Pixels | np.ndarray  # the latter two of other images than RGB photographs
 
 
 class Predictor(ABC, Generic[P]):
-    """From RGB images of any size to predictions, in two steps.
+    """From images of any size (RGB photographs, unless `pixels` says otherwise) to predictions, in two steps.
 
     `prepare` needs no network, so that other processes can run it; `predict` runs the network.
 
     Attributes:
         columns: Of the printed table.
         batch_size: Images that the network sees at once unless told otherwise.
+        pixels: How images are read: as RGB photographs, or their values as `data.pixels.Pixels`.
         prepare: What the network needs of an image; can be pickled, and so can its result.
         suffixes: Of the names of an image's pictures, "" for the annotated image.
         source, options: The file that it was loaded from, and how; a prediction that goes on wants them equal.
@@ -50,7 +54,8 @@ class Predictor(ABC, Generic[P]):
 
     columns: Sequence[str]
     batch_size: int = 1
-    prepare: Callable[[Image.Image], Any]
+    pixels: PixelFormat = PHOTOGRAPHS
+    prepare: Callable[[Any], Any]
     suffixes: Sequence[str] = ("",)
     source: Path | None = None
     options: Mapping[str, Any] = MappingProxyType({})
@@ -65,10 +70,10 @@ class Predictor(ABC, Generic[P]):
         """
 
     @overload
-    def __call__(self, images: Image.Image) -> P: ...
+    def __call__(self, images: OneImage) -> P: ...
     @overload
-    def __call__(self, images: Sequence[Image.Image]) -> list[P]: ...
-    def __call__(self, images: Image.Image | Sequence[Image.Image]) -> P | list[P]:
+    def __call__(self, images: Sequence[OneImage]) -> list[P]: ...
+    def __call__(self, images: OneImage | Sequence[OneImage]) -> P | list[P]:
         """A prediction for an image, or a list of them for several, which are looked at in batches.
 
         In a batch an image gets the same answer as alone, but for rounding (1e-6 of probabilities in float32).
@@ -76,7 +81,7 @@ class Predictor(ABC, Generic[P]):
         Raises:
             ValueError: One of them cannot be predicted.
         """
-        if isinstance(images, Image.Image):
+        if isinstance(images, Image.Image | Pixels | np.ndarray):
             return self.predict([self.prepare(images)])[0]
         found: list[P] = []
         for start in range(0, len(images), self.batch_size):
@@ -145,6 +150,51 @@ class ClassPrediction:
 
     def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
         return {"": label_image(image, self.top)}
+
+
+@dataclass(frozen=True)
+class LabelPrediction:
+    """The labels whose probability reaches their threshold, most likely first: (name, probability, threshold)."""
+
+    columns: ClassVar[Sequence[str]] = ("class", "probability", "threshold")
+
+    found: list[tuple[str, float, float]]
+
+    @classmethod
+    def of(
+        cls, probabilities: np.ndarray, class_names: Sequence[str], thresholds: np.ndarray
+    ) -> "LabelPrediction":
+        """The one place where a multi-label classifier's probabilities (K,) become a result.
+
+        Raises:
+            ValueError: They are no numbers.
+        """
+        if not np.isfinite(probabilities).all():
+            raise ValueError("the network's output is not a number (NaN)")
+        order = np.argsort(-probabilities, kind="stable")
+        return cls(
+            [
+                (class_names[label], float(probabilities[label]), float(thresholds[label]))
+                for label in order
+                if probabilities[label] >= thresholds[label]
+            ]
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        return [(name, f"{share:.1%}", f"{least:.1%}") for name, share, least in self.found] or [
+            ("none", "", "")
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """`labels`: class, probability and the class's threshold."""
+        return {
+            "labels": [
+                {"class": name, "probability": share, "threshold": least} for name, share, least in self.found
+            ]
+        }
+
+    def pictures(self, image: Image.Image) -> dict[str, Image.Image]:
+        return {"": label_image(image, [(name, share) for name, share, _ in self.found])}
 
 
 @dataclass(frozen=True)

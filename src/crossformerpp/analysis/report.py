@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -39,12 +39,14 @@ class Shown:
     Attributes:
         truth: The true class where the prediction is wrong, otherwise None.
         top: The most likely classes, best first, with their probabilities.
+        said: The prediction, where it is not the first of `top`.
     """
 
     image: Image.Image
     name: str
     truth: str | None
     top: list[tuple[str, float]]
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,18 +116,25 @@ class Report:
 
 def to_html(report: Report) -> str:
     """The page, a single self-contained file."""
+    return render("report.html", report=report, matrix=_matrix(report))
+
+
+def render(name: str, **values: Any) -> str:
+    """A template of this folder, filled in; what is no markup is escaped."""
+    folder = files("crossformerpp.analysis")
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "image_uri": image_uri,
         "picture_uri": picture_uri,
         "in_both_colours": in_both_colours,
     }
-    template = environment.from_string(
-        (files("crossformerpp.analysis") / "report.html").read_text(encoding="utf-8")
-    )
-    return template.render(report=report, matrix=_matrix(report))
+    return environment.get_template(name).render(**values)
 
 
 def _matrix(report: Report) -> list[list[dict[str, Any]]]:

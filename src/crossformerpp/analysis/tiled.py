@@ -12,6 +12,7 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.masks import decode, encode_mask
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.data.tiles import Tile, tile_grid
 from crossformerpp.recipes.tiles import TilesSection
 
@@ -77,7 +78,7 @@ class TiledPredictor(Predictor[ObjectPrediction]):
     def __init__(self, inner: Predictor[ObjectPrediction], section: TilesSection) -> None:
         self.inner = inner
         self.class_names: list[str] = inner.class_names  # type: ignore[attr-defined]
-        self.columns, self.workers = inner.columns, inner.workers
+        self.columns, self.workers, self.pixels = inner.columns, inner.workers, inner.pixels
         self.model = getattr(inner, "model", None)
         self.device = getattr(inner, "device", None)
         self.prepare = partial(_prepare_tiles, inner.prepare, section)
@@ -96,7 +97,7 @@ class TiledPredictor(Predictor[ObjectPrediction]):
 
 
 def _prepare_tiles(
-    prepare: Callable[[Image.Image], Any], section: TilesSection, image: Image.Image
+    prepare: Callable[[Any], Any], section: TilesSection, image: Image.Image | Pixels
 ) -> tuple[tuple[int, int], list[Tile], list[Any]]:
     tiles = tiles_of(*image.size, section)
     return image.size, tiles, [prepare(image.crop(tile)) for tile in tiles]

@@ -28,6 +28,7 @@ from crossformerpp.cli import (
     export,
     models,
     predict,
+    replay,
     share,
     tables,
     train,
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command(name="eval")(train.evaluate)
+app.command()(replay.replay)
 app.command()(predict.predict)
 app.command()(export.export)
 app.command()(share.share)
@@ -66,6 +68,8 @@ TRAIN_EXTRA = (
     "tensorboard",
     "matplotlib",
     "sklearn",
+    "skimage",
+    "scipy",
     "jinja2",
 )
 

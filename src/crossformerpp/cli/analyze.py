@@ -250,7 +250,7 @@ def _batches(network: Network, paths: list[Path] | None) -> Iterator[Tensor]:
 
     if paths:
         images = open_images(paths)
-        pictures = (images.open(number) for number in range(len(images)))
+        pictures = (images.open_photograph(number) for number in range(len(images)))
         total = len(images)
     else:
         photographs = [*open_photographs("train"), *open_photographs("val")]

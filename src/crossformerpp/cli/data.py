@@ -2,24 +2,35 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from crossformerpp.cli.doctor import doctor, values_of
 from crossformerpp.cli.output import say, show, show_json, show_table, track
 from crossformerpp.cli.train import AsJson
+from crossformerpp.data.writing import to_json
+
+Form = Annotated[
+    Literal["coco", "yolo", "voc", "masks", "folders", "table"] | None,
+    typer.Option("--format", help="The data's format, where a folder holds several; default: found out."),
+]
 
 app = typer.Typer(
-    help="Check a data set in COCO's format, or of images and masks; write digit_scenes.",
+    help="Check a data set in any of the formats that `train` takes, look for what is likely wrong with it; "
+    "convert it; write digit_scenes.",
     no_args_is_help=True,
 )
+app.command()(doctor)
 
 
 @app.command()
 def check(
     path: Annotated[
         Path,
-        typer.Argument(help="An annotation file, a folder with its splits, or a folder of images and masks."),
+        typer.Argument(
+            help="A folder in any of the formats, an annotation file, data.yaml, or a table of images."
+        ),
     ],
     images: Annotated[
         Path | None, typer.Option(help="Image folder; default: the one found beside the annotation file.")
@@ -33,56 +44,116 @@ def check(
     mask_values: Annotated[
         str | None, typer.Option(help="Value of each class in the masks, as 0,255; default: 0,1,2,…")
     ] = None,
+    form: Form = None,
+    multi_label: Annotated[
+        bool,
+        typer.Option(
+            "--multi-label", help="Images of a table or of class folders have any number of labels."
+        ),
+    ] = False,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the images; default: found out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data set; the exit status is 1 if anything is wrong with it."""
-    from crossformerpp.data.files import is_hidden
     from crossformerpp.data.segmentation import has_masks
 
+    wanted: Any = form
     reports: list[Any] = []
-    is_of_masks = path.is_dir() and has_masks(path)
-    annotations = [page for page in (path / "annotations").glob("*.json") if not is_hidden(page.name)]
-    if not is_of_masks or annotations:
-        reports += _check_coco(path, images, as_json)
+    is_of_masks = wanted in (None, "masks") and path.is_dir() and has_masks(path)
+    is_of_labels = (
+        multi_label
+        or wanted in ("folders", "table")
+        or (wanted is None and _has_labels(path, images, is_of_masks))
+    )
+    is_of_objects = wanted in ("coco", "yolo", "voc") or (wanted is None and _has_objects(path, images))
+    if is_of_objects or not (is_of_masks or is_of_labels):
+        reports += _check_objects(path, images, wanted, channels, as_json)
     if is_of_masks:
-        reports += _check_masks(path, palette, ignore_label, _values(mask_values), as_json)
+        reports += _check_masks(path, palette, ignore_label, values_of(mask_values), channels, as_json)
+    if is_of_labels:
+        reports += _check_labels(path, wanted, channels, multi_label, as_json)
     if as_json:
         show_json([report.to_json() for report in reports])
     if any(report.problems for report in reports):
         raise typer.Exit(1)
 
 
-def _check_coco(path: Path, images: Path | None, as_json: bool) -> Iterator[Any]:
-    from crossformerpp.data.check import check_coco
+def _has_objects(path: Path, images: Path | None) -> bool:
+    from crossformerpp.data.objects import find_objects
 
-    for report in check_coco(path, images):
+    return images is not None or find_objects(path) is not None
+
+
+def _has_labels(path: Path, images: Path | None, is_of_masks: bool) -> bool:
+    """Whether images have a label each, and nothing else that is checked."""
+    from crossformerpp.data.labelled import find_format
+
+    return not is_of_masks and not _has_objects(path, images) and find_format(path) is not None
+
+
+def _check_objects(
+    path: Path, images: Path | None, wanted: Any, channels: int | None, as_json: bool
+) -> Iterator[Any]:
+    from crossformerpp.data.check import check_objects
+
+    for report in check_objects(path, images, wanted, channels):
         yield report
         if not as_json:
+            if report.found:
+                show(f"found: {report.found}")
             show(f"{report.annotations}, images in {report.images}:")
             _show(report, "objects", [(k, str(v)) for k, v in report.objects_per_class.items()])
+            _show_data(report.data)
+
+
+def _check_labels(
+    path: Path, wanted: Any, channels: int | None, multi_label: bool, as_json: bool
+) -> Iterator[Any]:
+    from crossformerpp.data.check_labels import check_labels
+
+    for report in check_labels(
+        path, wanted, lambda numbers: track(numbers, len(numbers), "check"), channels, multi_label
+    ):
+        yield report
+        if not as_json:
+            show(f"found: {report.found}")
+            show(f"{path}, {report.which}:")
+            _show(report, "images", [(k, str(v)) for k, v in report.images_per_class.items()])
+            _show_data(report.data)
 
 
 def _check_masks(
-    path: Path, palette: Path | None, ignore_label: int, values: list[int] | None, as_json: bool
+    path: Path,
+    palette: Path | None,
+    ignore_label: int,
+    values: list[int] | None,
+    channels: int | None,
+    as_json: bool,
 ) -> Iterator[Any]:
     from crossformerpp.data.check_masks import check_masks
+    from crossformerpp.data.pixel_statistics import looked_for
     from crossformerpp.data.segmentation import open_splits
 
-    for which, source in open_splits(path, palette, ignore_label, values):
-        report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"))
+    for which, source in open_splits(path, palette, ignore_label, values, looked_for(path / "images")):
+        report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"), channels)
         yield report
         if not as_json:
             show(f"{path}, masks, {which}:")
             _show(report, "of the pixels", [(k, f"{v:.3%}") for k, v in report.pixels.items()])
+            _show_data(report.data)
 
 
-def _values(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(value) for value in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--mask-values {text}: expected whole numbers such as 0,255") from None
+def _show_data(data: dict[str, Any]) -> None:
+    """What a recipe needs of the images, to be copied into it or onto the command line."""
+    if data:
+        what = "recipe of these images"
+        if "channels" in data:
+            what = "these images are not 8-bit RGB; a recipe that keeps all they hold"
+        show(f"{what}: `data: {to_json(data, indent=None)}`, or")
+        settings = ((key, to_json(value, indent=None).replace(" ", "")) for key, value in data.items())
+        show("  " + " ".join(f"--set data.{name}={value}" for name, value in settings))
 
 
 def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
@@ -92,6 +163,40 @@ def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
         show(line)
     for line in report.notes:
         show(f"note: {line}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A data set in any of the formats that `train` takes.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    to: Annotated[
+        Literal["coco", "yolo", "voc", "masks", "folders", "table"], typer.Option(help="The format to write.")
+    ],
+    form: Form = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the images for validation, where the set has no splits.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of that split.")] = 0,
+) -> None:
+    """Write a data set in another format: images are copied, nothing is overwritten."""
+    from crossformerpp.data.convert import convert as convert_data
+
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"--val-fraction {val_fraction}: expected a share between 0 and 1")
+    done = convert_data(
+        source,
+        out,
+        to,
+        form=form,
+        val_fraction=val_fraction,
+        seed=seed,
+        track=lambda items: track(items, len(items), "convert"),
+    )
+    counts = " / ".join(f"{count} {split}" for split, count in done.images.items())
+    say(f"found: {done.found}, {counts} images")
+    for note in done.notes:
+        say(f"note: {note}")
+    say(f"{out}: written as {to}")
 
 
 @app.command(name="digit-scenes")

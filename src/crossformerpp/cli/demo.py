@@ -35,8 +35,10 @@ def demo(
     from crossformerpp.data.writing import replacing
     from crossformerpp.tasks.saved import open_saved
 
-    is_classifier = open_saved(run).recipe.task == "classification"
-    if is_classifier:
+    recipe = open_saved(run).recipe
+    if getattr(recipe, "multi_label", False):
+        from crossformerpp.tasks.classification.label_report import describe_run
+    elif recipe.task == "classification":
         from crossformerpp.tasks.classification.report import describe_run
     else:
         from crossformerpp.tasks.dense_report import describe_run

@@ -78,7 +78,7 @@ def predict(
         overlap=overlap,
         **options,
     )
-    found = room.open_images(images)
+    found = room.open_images(images, predictor.pixels.extensions)
     folder = out or fresh_folder(Path("predictions"))
     batch_size = batch_size or predictor.batch_size
     if workers is None:

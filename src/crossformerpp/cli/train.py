@@ -3,6 +3,7 @@
 import csv
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,17 +40,25 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume an interrupted run.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Plan the run for this time: steps, schedule and evaluations, from a short trial."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model from a recipe and evaluate it."""
     from crossformerpp.recipes.load import load_recipe
 
+    began = time.monotonic()
     if (recipe is None) == (resume is None):
         raise ValueError("give a recipe, or --resume RUN (a run has its recipe)")
-    if resume is not None and (data is not None or out is not None or overwrite):
+    if resume is not None and (data is not None or out is not None or overwrite or minutes is not None):
         raise ValueError(
-            "--resume uses the run's own recipe; it cannot be combined with --data, --out or --overwrite"
+            "--resume uses the run's own recipe and plan; it cannot be combined with --data, --out, --minutes or "
+            "--overwrite; --set trainer.minutes=… gives it more time"
         )
     # report a mistyped setting before loading the engine's libraries, which takes seconds
     page = None if recipe is None else load_recipe(recipe, overrides or (), data)
@@ -65,7 +74,9 @@ def train(
             assert page is not None
             run = out or Path("runs") / Path(recipe).stem
             command = f"crossformer {shlex.join(sys.argv[1:])}"
-            metrics = engine.train(page, run, overwrite=overwrite, command=command)
+            metrics = engine.train(
+                page, run, overwrite=overwrite, command=command, minutes=minutes, began=began
+            )
     except engine.TrainingInterruptedError:
         folder = resume or run
         if engine.is_first():

@@ -2,23 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from crossformerpp.data.coco import (
-    CocoImage,
-    CocoSet,
-    Half,
-    NoSuchSplitError,
-    annotation_files,
-    find_split,
-    leaves,
-    read_coco,
-    suspicion,
-)
-from crossformerpp.data.images import exif_orientation, read_image
+import numpy as np
+
+from crossformerpp.data.coco import CocoImage, CocoSet, Half, NoSuchSplitError, leaves, read_coco, suspicion
+from crossformerpp.data.images import exif_orientation
 from crossformerpp.data.masks import decode, encode
 from crossformerpp.data.names import printable
+from crossformerpp.data.objects import Format, ObjectSet, find_objects, missing
+from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
 from crossformerpp.data.problems import Problems
 
 _SPLITS: tuple[Half, Half] = ("train", "val")
@@ -34,6 +29,8 @@ class SetReport:
         objects_per_class: By name, all classes of the file.
         problems: A line per kind, with how often and the first places; empty if all is well.
         notes: What may be meant so.
+        found: What the data set was taken for.
+        data: What a recipe's `data` section needs of the images, see `pixel_statistics`.
     """
 
     annotations: Path
@@ -42,6 +39,8 @@ class SetReport:
     objects_per_class: dict[str, int]
     problems: list[str]
     notes: list[str]
+    found: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -52,46 +51,71 @@ class SetReport:
             "objects_per_class": self.objects_per_class,
             "problems": self.problems,
             "notes": self.notes,
+            "found": self.found,
+            "data": self.data,
         }
 
 
-def check_coco(path: Path, images: Path | None = None) -> Iterator[SetReport]:
-    """Check an annotation file, or all splits of a folder; every image is opened and every mask decoded.
+def check_objects(
+    path: Path, images: Path | None = None, wanted: Format | None = None, channels: int | None = None
+) -> Iterator[SetReport]:
+    """Check an annotation file, data.yaml, or all splits of a folder; every image is opened, every mask decoded.
 
     Args:
-        images: The folder that a file's names are relative to; default: found beside the file, as training
+        images: The folder that an annotation file's names are relative to; default: found beside the file, as training
             finds it.
+        wanted: The format, where the folder has several.
+        channels: Of the images; default: found out.
 
     Raises:
-        ValueError: There is nothing to check, or the file is not in COCO's format.
+        ValueError: There is nothing to check, or it cannot be read.
     """
-    if not path.is_dir():
-        yield _check(path, images or _folder_of(path))
+    if images is not None:
+        yield _check(read_coco(path, images), images, channels)
         return
-    pairs: list[tuple[Path, Path]] = []
-    missing: list[str] = []
-    for split in _SPLITS:
-        try:
-            pairs.append(find_split(path, split))
-        except NoSuchSplitError as error:
-            missing.append(f"{error}: training needs both splits")
-    if not pairs:
+    found = find_objects(path, wanted)
+    if found is None:
         raise ValueError(
-            f"{path}: neither annotations in COCO's format (looked for {annotation_files('train')}, "
-            f"{annotation_files('val')}) nor the folders images and masks, each with train/ and val/ or with files"
+            f"{missing(path)}; nor the folders images and masks, each with train/ and val/ or with files, nor class "
+            "folders or a table of images and labels"
         )
-    for annotations, folder in pairs:
-        yield _check(annotations, folder, missing)
+    if not found.is_split:
+        yield _check(found.read(None), found.images_of(None), channels, found=str(found))
+        return
+    absent: list[str] = []
+    read: dict[Half, tuple[CocoSet, list[str]]] = {}
+    for half in _SPLITS:
+        try:
+            read[half] = _read(found, half, read.get("train"))
+        except NoSuchSplitError as error:
+            absent.append(f"{error}: training needs both splits")
+    for half, (coco, problems) in read.items():
+        yield _check(coco, found.images_of(half), channels, [*absent, *problems], str(found))
 
 
-def _check(annotations: Path, folder: Path, missing: Sequence[str] = ()) -> SetReport:
-    coco, notes = read_coco(annotations, folder), Problems()
+def _read(found: ObjectSet, half: Half, train: tuple[CocoSet, list[str]] | None) -> tuple[CocoSet, list[str]]:
+    """A split and how its classes differ from those of training, which is one more problem."""
+    if train is None:
+        return found.read(half), []
+    try:
+        return found.read(half, class_names=train[0].class_names), []
+    except NoSuchSplitError:
+        raise
+    except ValueError as error:
+        return found.read(half), [str(error).replace("the model knows", "train has")]
+
+
+def _check(
+    coco: CocoSet, folder: Path, channels: int | None, absent: Sequence[str] = (), found: str = ""
+) -> SetReport:
+    notes = coco.notes
+    statistics = PixelStatistics(channels or guess_channels([image.path for image in coco.images])[0])
     for image in coco.images:
-        _check_image(image, coco, notes)
+        _check_image(image, coco, notes, statistics)
     objects = [thing for image in coco.images for thing in image.objects]
-    found = Counter(coco.class_names[thing.label] for thing in objects if not thing.is_crowd)
+    per_class = Counter(coco.class_names[thing.label] for thing in objects if not thing.is_crowd)
     for name in coco.class_names:
-        if not found[name]:
+        if not per_class[name]:
             notes.add("category without objects", name)
     counts = {
         "images": len(coco.images),
@@ -101,28 +125,30 @@ def _check(annotations: Path, folder: Path, missing: Sequence[str] = ()) -> SetR
         "objects with masks": sum(thing.segmentation is not None for thing in objects if not thing.is_crowd),
         "categories": len(coco.class_names),
     }
-    problems = [*missing, *coco.problems.lines()]
+    problems = [*absent, *coco.refused.lines(), *coco.problems.lines()]
     if (problem := suspicion(coco)) is not None:
         problems.insert(0, problem)
     lines = notes.lines()
     if counts["objects"] and not counts["objects with masks"]:
         lines.append("no masks: train with --set detector.name=retinanet")
-    per_class = {name: found[name] for name in coco.class_names}
-    return SetReport(annotations, folder, counts, per_class, problems, lines)
+    counted = {name: per_class[name] for name in coco.class_names}
+    return SetReport(coco.source, folder, counts, counted, problems, lines, found, statistics.recipe())
 
 
-def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
+def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems, statistics: PixelStatistics) -> None:
     name = printable(entry.path.name)
     try:
-        image = read_image(entry.path)
+        image = np.asarray(read_for_statistics(entry.path, str(entry.path), statistics.channels))
     except ValueError as error:
         coco.problems.add("unreadable image", f"{name}: {str(error).removeprefix(f'{entry.path}: ')}")
         return
+    statistics.add(image)
     orientation = exif_orientation(entry.path)
-    if image.size != (entry.width, entry.height):
+    height, width = image.shape[:2]
+    if (width, height) != (entry.width, entry.height):
         coco.problems.add(
             "image of another size than annotated",
-            f"{name} is {image.width}x{image.height}, not {entry.width}x{entry.height}"
+            f"{name} is {width}x{height}, not {entry.width}x{entry.height}"
             + (" (turned by its EXIF orientation)" if orientation > 4 else ""),
         )
     elif orientation > 1:
@@ -131,8 +157,8 @@ def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
             "shows it)",
             name,
         )
-    if min(image.size) < LEAST_SIDE:
-        coco.problems.add(f"image below {LEAST_SIDE} pixels", f"{name} is {image.width}x{image.height}")
+    if min(width, height) < LEAST_SIDE:
+        coco.problems.add(f"image below {LEAST_SIDE} pixels", f"{name} is {width}x{height}")
     boxes = Counter((thing.label, thing.box) for thing in entry.objects)
     for (label, _), count in boxes.items():
         if count > 1:
@@ -144,16 +170,3 @@ def _check_image(entry: CocoImage, coco: CocoSet, notes: Problems) -> None:
             mask = decode(encode(thing.segmentation, entry.height, entry.width))
             if not mask.any():
                 coco.problems.add("empty mask", name)
-
-
-def _folder_of(annotations: Path) -> Path:
-    """The image folder of an annotation file in one of the usual layouts; otherwise where the file lies."""
-    for root in annotations.parents[:2]:
-        for split in _SPLITS:
-            try:
-                file, folder = find_split(root, split)
-            except ValueError:
-                continue
-            if file == annotations:
-                return folder
-    return annotations.parent

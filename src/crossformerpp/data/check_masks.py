@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from crossformerpp.data.images import exif_orientation
 from crossformerpp.data.mask_files import IGNORED
+from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
 from crossformerpp.data.segmentation import MaskedImages, count_labels, lost_class
 from crossformerpp.data.split import Which
 
@@ -24,6 +26,7 @@ class MaskReport:
         pixels: Share of the labelled pixels, by class name, all classes.
         problems: A line per kind, with how often and the first places; empty if all is well.
         notes: What may be meant so.
+        data: What a recipe's `data` section needs of the images, see `pixel_statistics`.
     """
 
     which: str
@@ -31,6 +34,7 @@ class MaskReport:
     pixels: dict[str, float]
     problems: list[str]
     notes: list[str]
+    data: dict[str, Any]
 
     def to_json(self) -> dict[str, object]:
         """Plain data."""
@@ -40,24 +44,30 @@ class MaskReport:
             "pixels": self.pixels,
             "problems": self.problems,
             "notes": self.notes,
+            "data": self.data,
         }
 
 
 def check_masks(
-    source: MaskedImages, which: Which, track: Callable[[range], Iterable[int]] = iter
+    source: MaskedImages,
+    which: Which,
+    track: Callable[[range], Iterable[int]] = iter,
+    channels: int | None = None,
 ) -> MaskReport:
     """Open every image and mask of a split.
 
     Args:
         track: Wraps the sample numbers, for a progress bar.
+        channels: Of the images; default: found out.
     """
     pixels, ignored = np.zeros(len(source.class_names), np.int64), 0
     unusable: list[str] = []
     turned: list[str] = []
     unlabelled: list[Path] = []
+    statistics = PixelStatistics(channels or guess_channels(source.images)[0])
     for number in track(range(len(source))):
         try:
-            _, labels = source.open(number)
+            labels = _read(source, number, statistics)
         except ValueError as error:
             unusable.append(str(error))
             continue
@@ -94,7 +104,18 @@ def check_masks(
     if unseen:
         notes.append(f"{len(unseen)} of {len(pixels)} classes are never seen: {', '.join(unseen[:20])}")
     shares = (pixels / max(1, pixels.sum())).tolist()
-    return MaskReport(which, counts, dict(zip(source.class_names, shares, strict=True)), problems, notes)
+    per_class = dict(zip(source.class_names, shares, strict=True))
+    return MaskReport(which, counts, per_class, problems, notes, statistics.recipe())
+
+
+def _read(source: MaskedImages, number: int, statistics: PixelStatistics) -> np.ndarray:
+    """The labels of a sample, whose image is counted."""
+    path = source.images[number]
+    image = read_for_statistics(path, str(path), statistics.channels)
+    height, width = np.asarray(image).shape[:2]
+    labels = source.code.read(source.masks[number], (width, height))
+    statistics.add(image)
+    return labels
 
 
 def _some(what: str, places: Iterable[str]) -> list[str]:

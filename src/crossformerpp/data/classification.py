@@ -14,13 +14,16 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from crossformerpp.data.digit_labels import load_digit_labels
 from crossformerpp.data.digits import NAMES, load_digits
 from crossformerpp.data.files import find_files, find_folders, find_loose_files, warn_left_out
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shape
+from crossformerpp.data.images import require_shape
 from crossformerpp.data.mnist import load_mnist
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixels import PHOTOGRAPHS, PIXEL_EXTENSIONS, PixelFormat, Pixels
 from crossformerpp.data.problems import Problems
-from crossformerpp.data.split import Which, split_folders
+from crossformerpp.data.split import Which, split_folders, split_named
 
 
 class Names(Sequence[str]):
@@ -74,10 +77,13 @@ class LabelledImages:
 
     Attributes:
         images: A path, the bytes of a file, or an image per sample.
-        labels: Index into `class_names` per sample.
+        labels: Index into `class_names` per sample; empty where there are `label_sets`.
         names: What to call each sample in tables and errors.
         real_labels: Other right answers of each sample, none of them for samples that do not count.
+        label_sets: Of multi-label data, all classes of each sample, in ascending order.
         is_drawn: Whether the split was drawn from one folder.
+        found: What their folder was taken for; "" for built-in data.
+        pixels: How they are read.
     """
 
     images: Sequence[Path | BytesIO | Image.Image]
@@ -85,22 +91,42 @@ class LabelledImages:
     class_names: list[str]
     names: Sequence[str]
     real_labels: list[list[int]] | None = None
+    label_sets: list[list[int]] | None = None
     is_drawn: bool = False
+    found: str = ""
+    pixels: PixelFormat = PHOTOGRAPHS
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.names)
+
+    def target(self, index: int) -> int | torch.Tensor:
+        """The label of one sample, or of multi-label data (K,) with 1 for each of its classes."""
+        if self.label_sets is None:
+            return self.labels[index]
+        target = torch.zeros(len(self.class_names))
+        target[self.label_sets[index]] = 1
+        return target
 
     def open(self, index: int) -> Image.Image:
-        """The RGB image of one sample, untransformed.
+        """One sample as an RGB picture, untransformed.
 
         Raises:
             ValueError: It cannot be read.
         """
-        image = self.images[index]
-        if isinstance(image, Image.Image):
-            return image
-        name = printable(str(image)) if isinstance(image, Path) else self.names[index]
-        image = read_image(image, name)
+        image = self.load(index)
+        return image if isinstance(image, Image.Image) else image.preview()
+
+    def load(self, index: int) -> Image.Image | Pixels:
+        """What the transforms of one sample begin with: an RGB photograph, or the values of other images.
+
+        Raises:
+            ValueError: It cannot be read.
+        """
+        source = self.images[index]
+        name = printable(str(source)) if isinstance(source, Path) else self.names[index]
+        if self.pixels.is_photograph and isinstance(source, Image.Image):
+            return source
+        image = open_pixels(source, name, self.pixels)
         require_shape(image, name)
         return image
 
@@ -147,7 +173,7 @@ class Damage:
 
 
 class TransformedImages(Dataset):
-    """(image 3 × H × W, label, index) of each labelled image, after `transform`.
+    """(image C × H × W, label or target (K,), index) of each labelled image, after `transform`.
 
     In the place of an unreadable image stands the next one in training, which keeps batches whole; in an
     evaluation a black one with the number ~index (negative), which is not counted.
@@ -156,7 +182,7 @@ class TransformedImages(Dataset):
     def __init__(
         self,
         source: LabelledImages,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transform: Callable[[Any], torch.Tensor],
         *,
         replace_unreadable: bool = False,
         max_unreadable: int = 100,
@@ -169,17 +195,17 @@ class TransformedImages(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int | torch.Tensor, int]:
         for number in range(index, index + len(self)):
             place = number % len(self)
             try:
-                image = self.source.open(place)
+                image = self.source.load(place)
             except ValueError as error:
                 self.damage.note(place, error)
                 if not self.replace_unreadable:
-                    return self.transform(Image.new("RGB", (64, 64))), self.source.labels[index], ~index
+                    return self.transform(self.source.pixels.blank()), self.source.target(index), ~index
             else:
-                return self.transform(image), self.source.labels[place], place
+                return self.transform(image), self.source.target(place), place
         raise TooManyUnreadableError("none of the images can be read")
 
 
@@ -187,6 +213,13 @@ def open_digits(which: Which, size: int) -> LabelledImages:
     """The built-in handwritten digits; "val" and "test" are the same."""
     images, labels = load_digits("train" if which == "train" else "val", size)
     return LabelledImages(images, labels, NAMES, [f"digits/{which}/{i:04d}" for i in range(len(labels))])
+
+
+def open_digit_labels(which: Which, size: int) -> LabelledImages:
+    """Pictures of several digits; "val" and "test" are the same."""
+    images, label_sets = load_digit_labels("train" if which == "train" else "val", size)
+    names = [f"digit_labels/{which}/{i:04d}" for i in range(len(images))]
+    return LabelledImages(images, [], NAMES, names, label_sets=label_sets)
 
 
 def open_mnist(which: Which, size: int) -> LabelledImages:
@@ -201,6 +234,7 @@ def open_folder(
     val_fraction: float,
     seed: int,
     class_names: list[str] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> LabelledImages:
     """One split of a folder: `root/train/CLASS/*` and `root/val/CLASS/*`, or `root/CLASS/*`, which is split.
 
@@ -211,26 +245,42 @@ def open_folder(
         ValueError: No such folder, no class folders, a single or an empty class, too few images to split,
             or classes that differ from `class_names`.
     """
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
-    splits = split_folders(root, holds_splits=_holds_classes)
-    if splits:
-        folder = splits.get("train" if which == "train" else "val")
-        if folder is None:
-            missing = "train" if which == "train" else "val"
-            raise ValueError(f"{root}: holds only one of train/ and val/; {missing}/ is missing")
-    else:
-        folder = root
-    paths, labels, found = _scan(folder)
+    folder, is_drawn = split_folder(root, which)
+    paths, labels, found = scan_classes(folder, pixels.extensions)
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
-    is_drawn = not splits and which != "test"
     if is_drawn:
-        keep = _split(labels, val_fraction, seed, found, root)[which]
+        keep = draw_split(labels, val_fraction, seed, found, root)[which]
         paths, labels = [paths[i] for i in keep], [labels[i] for i in keep]
     names = Names([path.relative_to(root).as_posix() for path in paths])
-    return LabelledImages(Files(root, names), labels, found, names.as_printable(), is_drawn=is_drawn)
+    listed = names.as_printable()
+    return LabelledImages(Files(root, names), labels, found, listed, is_drawn=is_drawn, pixels=pixels)
+
+
+def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
+    """Where the class folders of a split lie, and whether it is to be drawn from them.
+
+    Raises:
+        ValueError: No such folder, or no such split in it.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    splits = split_folders(root, holds_splits=_holds_classes)
+    if not splits:
+        return root, which != "test"
+    wanted: Which = "train" if which == "train" else "val"
+    if wanted not in splits:
+        raise ValueError(f"{root}: holds only one of train/ and val/; {wanted}/ is missing")
+    return splits[wanted], False
+
+
+def holds_class_folders(root: Path) -> bool:
+    """Whether a folder has folders of images that could be classes, in splits or at once."""
+    if split_folders(root, holds_splits=_holds_classes):
+        return True
+    folders = [folder for folder in find_folders(root, Problems()) if split_named(folder.name) is None]
+    return sum(bool(find_files(folder, PIXEL_EXTENSIONS, Problems())) for folder in folders) > 1
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -238,10 +288,21 @@ def _holds_classes(folder: Path) -> bool:
     return bool(find_folders(folder, Problems()))
 
 
-def _scan(folder: Path) -> tuple[list[Path], list[int], list[str]]:
+def scan_classes(
+    folder: Path, extensions: tuple[str, ...], keep_links: bool = False
+) -> tuple[list[Path], list[int], list[str]]:
+    """The images in the class folders, the class of each, and the classes' names.
+
+    Args:
+        extensions: Of the images' files.
+        keep_links: Take links to images of other class folders, too.
+
+    Raises:
+        ValueError: No class folders, a single or an empty class, or two of one name.
+    """
     left_out = Problems()
     folders = find_folders(folder, left_out)
-    for name in find_loose_files(folder, IMAGE_EXTENSIONS):
+    for name in find_loose_files(folder, extensions):
         left_out.add("image outside the class folders", name)
     if not folders:
         raise ValueError(
@@ -255,13 +316,13 @@ def _scan(folder: Path) -> tuple[list[Path], list[int], list[str]]:
     labels: list[int] = []
     empty = []
     for label, class_folder in enumerate(folders):
-        own = find_files(class_folder, IMAGE_EXTENSIONS, left_out, root=folder)
+        own = find_files(class_folder, extensions, left_out, root=folder, keep_links=keep_links)
         paths += own
         labels += [label] * len(own)
         if not own:
             empty.append(class_names[label])
     if empty:
-        looked = f"looked for {' '.join(IMAGE_EXTENSIONS)}"
+        looked = f"looked for {' '.join(extensions)}"
         more = f"; left out {left_out}" if left_out.found else ""
         raise ValueError(f"{folder}: no images in class {', '.join(empty)} ({looked}{more})")
     if len(set(class_names)) < len(class_names):
@@ -295,9 +356,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _split(
-    labels: list[int], val_fraction: float, seed: int, class_names: list[str], root: Path
+def draw_split(
+    labels: Sequence[int], val_fraction: float, seed: int, class_names: Sequence[str], root: Path
 ) -> dict[str, list[int]]:
+    """Positions of the "train" and "val" samples: `val_fraction` of each class, at least one, the same for a seed.
+
+    Raises:
+        ValueError: A class has too few.
+    """
     generator = np.random.default_rng(seed)
     split: dict[str, list[int]] = {"train": [], "val": []}
     for label, name in enumerate(class_names):

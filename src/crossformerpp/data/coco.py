@@ -8,13 +8,15 @@ of the category ids.
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from crossformerpp.data.coco_images import ID_TWICE, CocoImage, CocoObject, read_images
 from crossformerpp.data.coco_values import read_area, read_box, read_segmentation, whole
 from crossformerpp.data.names import printable, read_json
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.problems import Problems
 
 Half = Literal["train", "val"]
@@ -24,6 +26,13 @@ _LAYOUTS = (
     ("annotations/instances_{split}2017.json", ("{split}2017", "images/{split}2017", "images")),
     ("annotations/instances_{split}.json", ("images/{split}", "{split}", "images")),
     ("{split}/_annotations.coco.json", ("{split}",)),
+)
+# The annotations of all images, which have no splits yet: of labelling programs, mostly.
+_WHOLE_LAYOUTS = (
+    ("annotations/instances_default.json", ("images/default", "images")),
+    ("_annotations.coco.json", (".",)),
+    ("result.json", (".",)),
+    ("annotations.json", ("images", ".")),
 )
 _EXPORT_NAMES = {"train": "train", "val": "valid"}
 
@@ -37,12 +46,22 @@ class CocoSet:
         class_names: By label.
         category_ids: By label; COCO's results are written with them.
         problems: What was left out.
+        source: The file or folder that the annotations come from.
+        refused: What must be fixed before anything is trained or judged.
+        notes: What may be meant so.
+        is_drawn: Whether the split was drawn from the whole set.
+        pixels: How the images are read.
     """
 
     images: list[CocoImage]
     class_names: list[str]
     category_ids: list[int]
     problems: Problems
+    source: Path = Path()
+    refused: Problems = field(default_factory=Problems)
+    notes: Problems = field(default_factory=Problems)
+    is_drawn: bool = False
+    pixels: PixelFormat = PHOTOGRAPHS
 
 
 class NoSuchSplitError(ValueError):
@@ -77,6 +96,29 @@ def find_split(root: Path, split: Half) -> tuple[Path, Path]:
     )
 
 
+def find_whole(root: Path) -> tuple[Path, Path] | None:
+    """Annotation file and image folder of a set without splits."""
+    for annotations, folders in _WHOLE_LAYOUTS:
+        if (root / annotations).is_file():
+            folder = next((root / name for name in folders if (root / name).is_dir()), None)
+            return None if folder is None else (root / annotations, folder)
+    return None
+
+
+def folder_of(annotations: Path) -> Path:
+    """The image folder of an annotation file in one of the usual layouts; otherwise where the file lies."""
+    for root in annotations.parents[:2]:
+        pairs = [find_whole(root)]
+        halves: tuple[Half, Half] = ("train", "val")
+        for split in halves:
+            with suppress(ValueError):
+                pairs.append(find_split(root, split))
+        for pair in pairs:
+            if pair is not None and pair[0] == annotations:
+                return pair[1]
+    return annotations.parent
+
+
 def annotation_files(split: Half) -> str:
     """Where the annotations of a split are looked for."""
     *ours, exported = [annotations for annotations, _ in _LAYOUTS]
@@ -93,7 +135,21 @@ def open_coco(
         ValueError: As `read_coco`; or no image has its file, no annotation can be used, or several images have the same
             id.
     """
-    coco = read_coco(annotations, images, class_names=class_names, with_masks=with_masks)
+    return usable(read_coco(annotations, images, class_names=class_names, with_masks=with_masks), images)
+
+
+def usable(coco: CocoSet, images: Path) -> CocoSet:
+    """The set itself, if training and evaluation can use it; what is left out of it is said in a warning.
+
+    Args:
+        images: Where its images were looked for.
+
+    Raises:
+        ValueError: As `open_coco`; or something in it must be fixed first.
+    """
+    annotations = coco.source
+    if coco.refused.found:
+        raise ValueError(f"{annotations}: {'; '.join(coco.refused.lines())}")
     if twice := coco.problems.found.get(ID_TWICE):
         raise ValueError(
             f"{annotations}: several images have the id {', '.join(twice[:5])}, so that nobody knows whose its objects "
@@ -101,7 +157,11 @@ def open_coco(
         )
     if coco.problems.found:
         lines = "; ".join(coco.problems.lines(examples=2))
-        warnings.warn(f"{printable(str(annotations))}: left out {lines}", stacklevel=2)
+        warnings.warn(f"{printable(str(annotations))}: left out {lines}", stacklevel=3)
+    if coco.notes.found:
+        warnings.warn(
+            f"{printable(str(annotations))}: {'; '.join(coco.notes.lines(examples=2))}", stacklevel=3
+        )
     if not coco.images:
         raise ValueError(f"{annotations}: none of its images is in {images}")
     if not any(thing for image in coco.images for thing in image.objects if not thing.is_crowd):
@@ -112,7 +172,7 @@ def open_coco(
     if (problem := suspicion(coco)) is not None:
         if all(max(_sides(thing)) <= 1.5 for image in coco.images for thing in image.objects):
             raise ValueError(f"{annotations}: {problem}")  # no box would survive
-        warnings.warn(f"{printable(str(annotations))}: {problem}", stacklevel=2)
+        warnings.warn(f"{printable(str(annotations))}: {problem}", stacklevel=3)
     return coco
 
 
@@ -135,8 +195,27 @@ def read_coco(
         ValueError: No COCO file, categories that the model does not know, or not a single mask where masks
             are needed.
     """
-    page = _read_page(annotations)
-    problems = Problems()
+    return read_page(
+        _read_file(annotations), annotations, images, class_names=class_names, with_masks=with_masks
+    )
+
+
+def read_page(
+    page: dict[str, Any],
+    annotations: Path,
+    images: Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    with_masks: bool = False,
+    problems: Problems | None = None,
+) -> CocoSet:
+    """`read_coco` of a page in memory, which readers of other formats make.
+
+    Args:
+        annotations: What to call the page in errors.
+        problems: What was left out already.
+    """
+    problems = problems or Problems()
     labels, names, ids = _read_categories(page["categories"], class_names, annotations)
     entries = read_images(page["images"], images, problems)
     objects: dict[int, list[CocoObject]] = {number: [] for number in entries.present}
@@ -166,7 +245,7 @@ def read_coco(
             "boxes only: --set detector.name=retinanet"
         )
     ready = [replace(entries.known[number], objects=tuple(found)) for number, found in objects.items()]
-    return CocoSet(ready, names, ids, problems)
+    return CocoSet(ready, names, ids, problems, annotations)
 
 
 def suspicion(coco: CocoSet) -> str | None:
@@ -200,7 +279,7 @@ def _named(entry: Any, position: int) -> str:
     return printable(str(entry["id"])) if isinstance(entry, dict) and "id" in entry else f"no. {position}"
 
 
-def _read_page(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     page = read_json(path)
     missing = [
         key

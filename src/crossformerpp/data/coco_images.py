@@ -63,7 +63,7 @@ class Entries:
 
 
 def read_images(entries: list[Any], folder: Path, problems: Problems) -> Entries:
-    read, ids, finder = Entries(), dict[Path, int](), _Finder(folder)
+    read, ids, finder = Entries(), dict[Path, int](), Finder(folder)
     for position, entry in enumerate(entries):
         image = _read_image(entry, position, finder, problems)
         if image is None:
@@ -89,7 +89,7 @@ def read_images(entries: list[Any], folder: Path, problems: Problems) -> Entries
     return read
 
 
-def _read_image(entry: Any, position: int, finder: "_Finder", problems: Problems) -> CocoImage | None:
+def _read_image(entry: Any, position: int, finder: "Finder", problems: Problems) -> CocoImage | None:
     values = entry if isinstance(entry, dict) else {}
     number, width, height = (whole(values.get(key)) for key in ("id", "width", "height"))
     name = values.get("file_name")
@@ -107,7 +107,7 @@ def _read_image(entry: Any, position: int, finder: "_Finder", problems: Problems
     return None
 
 
-class _Finder:
+class Finder:
     """Looks for the files that annotations name, with one look into each folder instead of one per file."""
 
     def __init__(self, folder: Path) -> None:

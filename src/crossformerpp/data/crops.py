@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from crossformerpp.data.images import scaled_size
 from crossformerpp.data.mask_files import IGNORED
+from crossformerpp.data.pixel_tensors import to_tensor
 from crossformerpp.data.segmentation import MaskedImages
 
 _TRIES = 10  # to find a crop that is not nearly all one class
@@ -40,11 +41,11 @@ class CropView:
     max_class_share: float
     flip: float
     photometric: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Bytes 3 × H × W and int64 H × W -> normalised floats 3 × size × size and int64 size × size."""
+        """Bytes 3 × H × W, or floats C × H × W, and int64 H × W -> normalised floats and int64 size × size."""
         image, labels = self._rescale(image, labels)
         image, labels = self._crop(image, labels)
         if torch.rand(()) < self.flip:
@@ -87,11 +88,11 @@ class TrainCrops(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, labels = self.source.open(index)
-        return self.view(TF.pil_to_tensor(image), torch.from_numpy(labels.astype(np.int64)))
+        return self.view(to_tensor(image), torch.from_numpy(labels.astype(np.int64)))
 
 
 class WholeImages(Dataset):
-    """(image as bytes, labels, index) at the original resolution."""
+    """(image as bytes, or as floats of no photograph, labels, index) at the original resolution."""
 
     def __init__(self, source: MaskedImages) -> None:
         self.source = source
@@ -101,4 +102,4 @@ class WholeImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         image, labels = self.source.open(index)
-        return TF.pil_to_tensor(image), torch.from_numpy(labels), index
+        return to_tensor(image), torch.from_numpy(labels), index

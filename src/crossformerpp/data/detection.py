@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_area
 from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.data.coco import CocoImage, CocoObject, CocoSet
-from crossformerpp.data.images import UnusableImageError, read_image
+from crossformerpp.data.images import UnusableImageError
 from crossformerpp.data.masks import decode, encode
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixel_tensors import to_tensor
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat, Pixels
 from crossformerpp.data.tiles import Tile, tile_grid, visible_share
 from crossformerpp.data.visible import LEAST_BOX, CropObjects, Target, keep_visible
 
@@ -35,7 +37,7 @@ def jitter_transform(
     side: int,
     scale: tuple[float, float],
     min_visible: float,
-    fill: tuple[int, int, int],
+    fill: tuple[float, ...],
     flip: float,
     color_jitter: float,
 ) -> Callable[..., Any]:
@@ -116,12 +118,19 @@ def _inside(box: tuple[float, float, float, float], tile: Tile) -> tuple[float, 
 class TrainImages(Dataset):
     """(image, target) for torchvision's detectors, transformed at random.
 
-    The image is 3 × H × W bytes; the target holds `boxes` (N × 4: left, top, right, bottom), `labels` (N,
-    from 0), if asked for `masks` (N × H × W bytes), and `removed`, the number of objects of which the view left
-    nothing or too little.
+    The image is 3 × H × W bytes, or C × H × W floats of no photograph; the target holds `boxes` (N × 4: left, top,
+    right, bottom), `labels` (N, from 0), if asked for `masks` (N × H × W bytes), and `removed`, the number of objects
+    of which the view left nothing or too little.
     """
 
-    def __init__(self, tiles: Sequence[TrainTile], transform: Callable[..., Any], with_masks: bool) -> None:
+    def __init__(
+        self,
+        tiles: Sequence[TrainTile],
+        transform: Callable[..., Any],
+        with_masks: bool,
+        pixels: PixelFormat = PHOTOGRAPHS,
+    ) -> None:
+        self.pixels = pixels
         self.tiles = tiles
         self.transform = transform
         self.with_masks = with_masks
@@ -132,12 +141,12 @@ class TrainImages(Dataset):
     def __getitem__(self, index: int) -> Sample:
         part = self.tiles[index]
         entry, tile, things = part.image, part.tile, part.objects
-        image = open_image(entry)
-        is_whole = tile == (0, 0, *image.size)
+        image = to_tensor(open_image(entry, self.pixels))
+        is_whole = tile == (0, 0, entry.width, entry.height)
         if not is_whole:
-            image = image.crop(tile)
+            image = image[:, tile.top : tile.bottom, tile.left : tile.right]
         boxes = torch.tensor([thing.box for thing in things]).view(-1, 4).float() - torch.tensor(tile[:2] * 2)
-        size = (image.height, image.width)
+        size = (image.shape[1], image.shape[2])
         target: Target = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": torch.tensor([thing.label for thing in things], dtype=torch.int64),
@@ -147,7 +156,7 @@ class TrainImages(Dataset):
         if not is_whole:
             clamped = v2.functional.clamp_bounding_boxes(target["boxes"])
             target = keep_visible(target | {"boxes": clamped}, box_area(boxes), 0)
-        pixels, target = self.transform(tv_tensors.Image(pil_to_tensor(image)), target)
+        pixels, target = self.transform(tv_tensors.Image(image), target)
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         removed = len(things) - len(plain["labels"]) + part.num_cut
         return pixels.as_subclass(Tensor), plain | {"removed": torch.tensor(removed)}
@@ -165,7 +174,7 @@ class EvalImages(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.coco.images[index]
-        return pil_to_tensor(open_image(entry)), truth(entry, self.with_masks)
+        return to_tensor(open_image(entry, self.coco.pixels)), truth(entry, self.with_masks)
 
 
 def truth(entry: CocoImage, with_masks: bool) -> Target:
@@ -196,19 +205,19 @@ def aspect_groups(tiles: Sequence[TrainTile]) -> list[int]:
     return [int(tile.right - tile.left > tile.bottom - tile.top) for tile in (part.tile for part in tiles)]
 
 
-def open_image(entry: CocoImage) -> Image.Image:
+def open_image(entry: CocoImage, pixels: PixelFormat = PHOTOGRAPHS) -> Image.Image | Pixels:
     """The image of an entry.
 
     Raises:
         UnusableImageError: Unreadable, or of another size than the annotations say.
     """
     try:
-        image = read_image(entry.path)
+        image = open_pixels(entry.path, str(entry.path), pixels)
     except ValueError as error:
         raise UnusableImageError(str(error)) from None
     if image.size != (entry.width, entry.height):
         raise UnusableImageError(
-            f"{entry.path}: {image.width}x{image.height} pixels, but its annotations are for "
+            f"{entry.path}: {image.size[0]}x{image.size[1]} pixels, but its annotations are for "
             f"{entry.width}x{entry.height}"
         )
     return image

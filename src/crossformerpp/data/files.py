@@ -20,8 +20,16 @@ _SYSTEM = re.compile(
     | system\ volume\ information | lost\+found | __pycache__ | ~\$.* | .*~ | \#.*\# | @__thumb | @tmp""",
     re.IGNORECASE | re.VERBOSE,
 )
+_OUTPUTS = {  # and the files by which a folder is known as such
+    "run of `crossformer train`": ("recipe.yaml", "run.json"),
+    "results of `crossformer predict`": ("predictions.jsonl",),
+}
 # What people may take for images of a data set: named, where other files are only counted by their extension.
-_HINTS = {".heic": "pip install pillow-heif reads them", ".heif": "pip install pillow-heif reads them"}
+_HINTS = {
+    ".heic": "pip install pillow-heif reads them",
+    ".heif": "pip install pillow-heif reads them",
+    ".npy": "--set data.channels=N trains on them",
+}
 
 
 def is_hidden(name: str) -> bool:
@@ -30,7 +38,12 @@ def is_hidden(name: str) -> bool:
 
 
 def find_files(
-    folder: Path, extensions: Collection[str], left_out: Problems, *, root: Path | None = None
+    folder: Path,
+    extensions: Collection[str],
+    left_out: Problems,
+    *,
+    root: Path | None = None,
+    keep_links: bool = False,
 ) -> list[Path]:
     """The files below `folder` with one of these extensions (lower case, with a dot), folder by folder, sorted.
 
@@ -38,13 +51,14 @@ def find_files(
         left_out: Gets everything else.
         root: The folder that is searched as a whole, `folder` being a part of it: links into it are left out,
             for what they lead to is found in its own place.
+        keep_links: Take such links, too, where they lead to files.
     """
     root = root or folder
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
-        for entry, status in _entries(waiting.pop(), root, extensions, left_out):
+        for entry, status in _entries(waiting.pop(), root, extensions, left_out, keep_links):
             if stat.S_ISDIR(status.st_mode):
                 if (status.st_dev, status.st_ino) in seen:
                     left_out.add("folder that was reached before", _named(entry, root))
@@ -85,7 +99,7 @@ def warn_left_out(folder: Path, left_out: Problems, limit: int = 6) -> None:
 
 
 def _entries(
-    folder: Path, root: Path, extensions: Collection[str], left_out: Problems
+    folder: Path, root: Path, extensions: Collection[str], left_out: Problems, keep_links: bool = False
 ) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
     """The visible files and folders in a folder, links followed where they may be."""
     with os.scandir(folder) as listing:
@@ -100,10 +114,15 @@ def _entries(
         except OSError:  # leads nowhere, or in circles
             left_out.add("broken link", _named(entry, root))
             continue
-        if entry.is_symlink() and _leads_inside(os.path.realpath(entry.path), real_root, real_folder):
+        is_kept = keep_links and stat.S_ISREG(status.st_mode)
+        if (
+            entry.is_symlink()
+            and not is_kept
+            and _leads_inside(os.path.realpath(entry.path), real_root, real_folder)
+        ):
             left_out.add("link into the folder itself", _named(entry, root))
-        elif stat.S_ISDIR(status.st_mode) and _is_run(entry.path):
-            left_out.add("run of `crossformer train`", f"{_named(entry, root)}/")
+        elif stat.S_ISDIR(status.st_mode) and (output := _output(entry.path)) is not None:
+            left_out.add(output, f"{_named(entry, root)}/")
         elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
             yield entry, status
         else:
@@ -122,9 +141,12 @@ def _note_hidden(
         left_out.add("hidden or system file", _named(entry, root))
 
 
-def _is_run(folder: str) -> bool:
-    """Whether a folder is a run, whose pictures are no data: people put --out where their data are."""
-    return all(os.path.exists(os.path.join(folder, name)) for name in ("recipe.yaml", "run.json"))
+def _output(folder: str) -> str | None:
+    """Which command wrote a folder, whose pictures are no data then: people put --out where their data are."""
+    for output, names in _OUTPUTS.items():
+        if all(os.path.exists(os.path.join(folder, name)) for name in names):
+            return output
+    return None
 
 
 def _leads_inside(target: str, root: str, folder: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from crossformerpp.data.classification import LabelledImages, Names, relabel
 from crossformerpp.data.files import is_hidden
 from crossformerpp.data.split import Which
+from crossformerpp.data.table_files import lists_images
 
 SAVED = ("dataset_dict.json", "state.json")
 VAL_NAMES = ("validation", "val", "valid", "test")
@@ -33,6 +34,7 @@ def is_huggingface(root: Path) -> bool:
     """Whether the folder is a copy of a Hugging Face data set."""
     is_saved = any((root / name).is_file() for name in SAVED)
     tables = [*root.glob("*.parquet"), *root.glob("data/*.parquet")]
+    tables = [path for path in tables if not lists_images(path)]  # paths of files, which `data.tables` reads
     return is_saved or not all(is_hidden(path.name) for path in tables)
 
 

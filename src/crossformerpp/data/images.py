@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -26,7 +26,7 @@ IMAGE_EXTENSIONS = (
     *((".avif",) if _HAS_AVIF else ()), *_HEIC,
 )  # fmt: skip
 Image.init()  # else Pillow knows a few formats only
-_FORMATS = tuple(
+FORMATS = tuple(
     name
     for name in ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
     if name in Image.OPEN
@@ -60,8 +60,8 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
         with warnings.catch_warnings():
             # our limit is twice the size at which Pillow begins to warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source, formats=_FORMATS) as image:
-                is_cut = _is_cut_to_eight_bits(image)
+            with Image.open(source, formats=FORMATS) as image:
+                is_cut = is_cut_to_eight_bits(image)
                 image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: too large ({error}); the limit is {MAX_PIXELS:,} pixels") from None
@@ -71,7 +71,7 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
         raise ValueError(f"{name}: a folder, not an image") from None
     except Image.UnidentifiedImageError:
         hint = "" if _HEIC else "; pip install pillow-heif for HEIC"
-        raise ValueError(f"{name}: not an image of a known format ({', '.join(_FORMATS)}){hint}") from None
+        raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}){hint}") from None
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
         raise ValueError(f"{name}: unreadable image: {error}") from None
     try:
@@ -89,7 +89,12 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
     return rgb
 
 
-def require_shape(image: Image.Image, name: str) -> None:
+class _Sized(Protocol):
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+
+def require_shape(image: _Sized, name: str) -> None:
     """Refuse an image so long that enlarging its short side would fill the memory.
 
     Raises:
@@ -97,7 +102,7 @@ def require_shape(image: Image.Image, name: str) -> None:
     """
     if max(image.size) > _MAX_RATIO * min(image.size):
         raise ValueError(
-            f"{name}: {image.width}x{image.height} pixels; one side is more than {_MAX_RATIO} times the other"
+            f"{name}: {image.size[0]}x{image.size[1]} pixels; one side is more than {_MAX_RATIO} times the other"
         )
 
 
@@ -111,16 +116,33 @@ def scaled_size(size: Sequence[int], short_side: int | None, factor: float = 1.0
     return [max(1, int(length * factor + 0.5)) for length in size]
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as `read_image` gives it, from the beginning of its file.
+
+    Raises:
+        ValueError: It is no image, or cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                is_turned = int(image.getexif().get(0x0112, 1)) > 4
+    except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
+        raise ValueError(f"{path}: unreadable image: {error}") from None
+    return (height, width) if is_turned else (width, height)
+
+
 def exif_orientation(path: Path) -> int:
     """How a file says that it is to be turned and mirrored: 1 is not at all; 2, 3 and 4 keep width and height."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return int(image.getexif().get(0x0112, 1))
     except (ValueError, OSError, SyntaxError, TypeError):
         return 1
 
 
-def _is_cut_to_eight_bits(image: Image.Image) -> bool:
+def is_cut_to_eight_bits(image: Image.Image) -> bool:
     """Whether Pillow keeps only the upper 8 of 16 bits of each colour of this file."""
     return image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(
         ";16" in str(tile[3]) for tile in getattr(image, "tile", ())
@@ -139,11 +161,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     """16 bits of grey -> 8, by the depth that the values fill: 12-bit data in 16 bits would else be nearly black."""
-    highest = int(values.max())
+    depth = depth_of(int(values.max()))
+    return (values.astype(np.uint32) * 255 // ((1 << depth) - 1)).astype(np.uint8)
+
+
+def depth_of(highest: int) -> int:
+    """How many of 16 bits are filled, by the highest value; says so where it is not all or 8."""
     depth = next(depth for depth in _DEPTHS if highest < 1 << depth)
     if depth not in (8, 16):
         _warn_of_depth(depth)
-    return (values.astype(np.uint32) * 255 // ((1 << depth) - 1)).astype(np.uint8)
+    return depth
 
 
 @cache

@@ -18,7 +18,7 @@ IGNORED = -1  # what a pixel without a class reads as; it counts nowhere
 MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # formats that lose nothing
 MAX_CLASSES = np.iinfo(np.int16).max
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
-_IGNORE_NAMES = ("ignore", "void", "unlabelled", "unlabeled")  # rows of a palette that are no class
+IGNORE_NAMES = ("ignore", "void", "unlabelled", "unlabeled")  # rows of a palette that are no class
 Color = tuple[int, int, int]
 
 
@@ -58,7 +58,7 @@ class MaskCode:
             ValueError: Unreadable, of another size, colours without a palette or not in it, or a value that
                 is no label; names the file and the value.
         """
-        mask = _open(path)
+        mask = open_mask(path)
         if size is not None and mask.size != size:
             raise ValueError(
                 f"{path}: the mask has {mask.width}x{mask.height} pixels, its image {size[0]}x{size[1]}"
@@ -144,7 +144,7 @@ def read_palette(path: Path) -> Palette:
             raise ValueError(f"{path}, line {number}: colour {color} is not within 0 to 255")
         if color in palette.colors + palette.ignored or name in palette.names:
             raise ValueError(f"{path}, line {number}: {name} {color} comes twice")
-        if name.lower() in _IGNORE_NAMES:
+        if name.lower() in IGNORE_NAMES:
             palette.ignored.append(color)
         else:
             palette.names.append(name)
@@ -177,7 +177,12 @@ def index_picture(labels: np.ndarray, colors: Sequence[Color]) -> Image.Image:
     return picture
 
 
-def _open(path: Path) -> Image.Image:
+def open_mask(path: Path) -> Image.Image:
+    """The picture in a mask file.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
     try:
         with Image.open(path, formats=_FORMATS) as mask:
             mask.load()

@@ -73,7 +73,7 @@ def copy_paste(sample: Sample, source: Sample, min_visible: float) -> Sample:
 def _fitted(image: Tensor, target: Target, height: int, width: int, min_visible: float) -> Sample:
     """The upper left H × W of a view, with zeros where it is smaller."""
     rows, columns = min(height, image.shape[1]), min(width, image.shape[2])
-    canvas = image.new_zeros((3, height, width))
+    canvas = image.new_zeros((len(image), height, width))
     canvas[:, :rows, :columns] = image[:, :rows, :columns]
     masks = target["masks"].new_zeros((len(target["masks"]), height, width))
     masks[:, :rows, :columns] = target["masks"][:, :rows, :columns]

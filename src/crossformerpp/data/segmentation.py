@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from crossformerpp.data import ade20k
 from crossformerpp.data.files import find_files, warn_left_out
-from crossformerpp.data.images import IMAGE_EXTENSIONS, UnusableImageError, read_image
+from crossformerpp.data.images import IMAGE_EXTENSIONS, UnusableImageError
 from crossformerpp.data.mask_files import (
     IGNORED,
     MASK_EXTENSIONS,
@@ -28,6 +29,9 @@ from crossformerpp.data.mask_files import (
     read_palette,
 )
 from crossformerpp.data.names import printable, read_class_names
+from crossformerpp.data.palettes import are_colors, find_palette
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat, Pixels
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_folders
 
@@ -45,6 +49,8 @@ class MaskedImages:
         without_image: Masks that have none.
         left_out: Other files in the folders.
         is_drawn: Whether the split was drawn from one folder.
+        found: What their folder was taken for; "" for built-in data.
+        pixels: How the images are read.
     """
 
     images: list[Path]
@@ -56,18 +62,20 @@ class MaskedImages:
     without_image: list[Path]
     left_out: Problems
     is_drawn: bool = False
+    found: str = ""
+    pixels: PixelFormat = PHOTOGRAPHS
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def open(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """The RGB image and its labels, H × W of int16.
+    def open(self, index: int) -> tuple[Image.Image | Pixels, np.ndarray]:
+        """The image, RGB or as its data are, and its labels, H × W of int16.
 
         Raises:
             UnusableImageError: One is unreadable, or they do not fit; names the file and what is wrong.
         """
         try:
-            image = read_image(self.images[index])
+            image = open_pixels(self.images[index], str(self.images[index]), self.pixels)
             return image, self.code.read(self.masks[index], image.size)
         except ValueError as error:
             raise UnusableImageError(str(error)) from None
@@ -92,7 +100,7 @@ def open_ade20k(root: Path, which: Which) -> MaskedImages:
         )
     code = MaskCode(len(ade20k.NAMES), ignore_value=0, values=tuple(range(1, 151)))
     pairs = _pair(root / "images" / folder, root / "annotations" / folder)
-    return _assemble(pairs, ade20k.NAMES, code)
+    return _assemble(pairs, ade20k.NAMES, code, found="ADE20K")
 
 
 def open_folder(
@@ -106,12 +114,13 @@ def open_folder(
     val_fraction: float = 0.2,
     seed: int = 0,
     trained: list[str] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> MaskedImages:
     """A split of a folder with images/ and masks/.
 
     Args:
         class_names: By label; default: the palette's, or those of classes.txt.
-        palette: Table of colours for masks of colours.
+        palette: Table of colours for masks of colours; default: the one in the folder, or the colours that occur.
         values: Of each label in the mask files; default: 0, 1, …
         trained: Names that a trained model knows; the folder's must be these, or none.
 
@@ -120,12 +129,14 @@ def open_folder(
     """
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    table = None if palette is None else read_palette(palette)
+    table = find_palette(root, trained) if palette is None else read_palette(palette)
     names = _class_names(root, class_names, None if table is None else table.names, trained)
     if values is not None and len(values) != len(names):
         raise ValueError(f"data.mask_values has {len(values)} values for {len(names)} classes")
     code = MaskCode(len(names), ignore_value, palette=table, values=None if values is None else tuple(values))
+    found = "index masks" if table is None else f"masks of {len(table.names)} colours"
     images, masks = root / "images", root / "masks"
+    described: dict[str, Any] = {"found": found, "pixels": pixels}
     for folder in (images, masks):
         if not folder.is_dir():
             raise ValueError(f"{root}: expected the folders images and masks in it, found no {folder.name}")
@@ -135,11 +146,11 @@ def open_folder(
         if half not in halves:
             raise ValueError(f"{images}: there is no {half}/ beside {next(iter(halves.values())).name}/")
         labelled = split_folders(masks).get(half, masks / halves[half].name)
-        return _assemble(_pair(halves[half], labelled), names, code)
-    pairs = _pair(images, masks)
+        return _assemble(_pair(halves[half], labelled, pixels.extensions), names, code, **described)
+    pairs = _pair(images, masks, pixels.extensions)
     if which != "test":
         pairs = _split(pairs, which, val_fraction, seed, root)
-    return _assemble(pairs, names, code, is_drawn=which != "test")
+    return _assemble(pairs, names, code, is_drawn=which != "test", **described)
 
 
 def warn_of_values(source: MaskedImages, samples: int = 16) -> None:
@@ -188,7 +199,11 @@ def has_masks(root: Path) -> bool:
 
 
 def open_splits(
-    root: Path, palette: Path | None = None, ignore_value: int = 255, values: Sequence[int] | None = None
+    root: Path,
+    palette: Path | None = None,
+    ignore_value: int = 255,
+    values: Sequence[int] | None = None,
+    pixels: PixelFormat = PHOTOGRAPHS,
 ) -> Iterator[tuple[Which, MaskedImages]]:
     """The splits that a folder for segmentation has; "test" is all of one that has none.
 
@@ -202,8 +217,12 @@ def open_splits(
                 yield which, open_ade20k(root, which)
         return
     halves = split_folders(root / "images") if (root / "images").is_dir() else {}
+    trained = None
     for which in halves or [_WHOLE]:
-        yield which, open_folder(root, which, palette=palette, ignore_value=ignore_value, values=values)
+        options: dict[str, Any] = {"palette": palette, "ignore_value": ignore_value, "values": values}
+        source = open_folder(root, which, trained=trained, pixels=pixels, **options)
+        trained = source.class_names if are_colors(source.class_names) else None
+        yield which, source
 
 
 @dataclass(frozen=True)
@@ -215,17 +234,17 @@ class _Pairs:
     left_out: Problems
 
 
-def _pair(images: Path, masks: Path) -> _Pairs:
+def _pair(images: Path, masks: Path, extensions: tuple[str, ...] = IMAGE_EXTENSIONS) -> _Pairs:
     """Images and masks of the same relative path without extension."""
     for folder in (images, masks):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
     left_out, left_out_masks = Problems(), Problems()
-    pictures = _find(images, IMAGE_EXTENSIONS, left_out)
+    pictures = _find(images, extensions, left_out)
     labels = _find(masks, MASK_EXTENSIONS, left_out_masks)
     if not pictures:
         more = f"; left out {left_out}" if left_out.found else ""
-        raise ValueError(f"{images}: no images (looked for {' '.join(IMAGE_EXTENSIONS)}{more})")
+        raise ValueError(f"{images}: no images (looked for {' '.join(extensions)}{more})")
     found = [(pictures[stem], labels[stem]) for stem in pictures if stem in labels]
     if not found:
         first = next(iter(pictures.values()))
@@ -263,7 +282,14 @@ def _split(pairs: _Pairs, which: Which, val_fraction: float, seed: int, root: Pa
     return replace(pairs, found=[pairs.found[i] for i in sorted(chosen)])
 
 
-def _assemble(pairs: _Pairs, names: list[str], code: MaskCode, is_drawn: bool = False) -> MaskedImages:
+def _assemble(
+    pairs: _Pairs,
+    names: list[str],
+    code: MaskCode,
+    is_drawn: bool = False,
+    found: str = "",
+    pixels: PixelFormat = PHOTOGRAPHS,
+) -> MaskedImages:
     if pairs.without_mask:
         warnings.warn(
             f"{len(pairs.without_mask)} of {len(pairs.found) + len(pairs.without_mask)} images have no mask "
@@ -280,6 +306,8 @@ def _assemble(pairs: _Pairs, names: list[str], code: MaskCode, is_drawn: bool = 
         without_image=pairs.without_image,
         left_out=pairs.left_out,
         is_drawn=is_drawn,
+        found=found,
+        pixels=pixels,
     )
 
 

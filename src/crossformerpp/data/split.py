@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch.utils.data import Dataset, default_collate
 
+from crossformerpp.data.balance import Labels
 from crossformerpp.data.files import find_folders
 from crossformerpp.data.problems import Problems
 
@@ -15,7 +17,10 @@ from crossformerpp.data.problems import Problems
 Which = Literal["train", "val", "test"]
 
 
-_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev")}
+_FOLDERS: dict[Which, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+}
 _TEST_FOLDERS = ("test", "testing")  # of use for validation where there is nothing else
 
 
@@ -32,7 +37,10 @@ class Split:
         collate: List of samples to a batch.
         groups: A group number per sample; a training batch is drawn from one group (aspect ratios).
         names: What the samples are called, to tell whether the data changed.
+        labels: Of a classifier's samples, each its class or all its classes.
+        weights: How often each sample is drawn in training, relative to others.
         is_drawn: Whether the split was drawn from one folder, so that another file in it may move others.
+        found: What the folder was taken for, as people are told; "" for built-in data.
         counts: What else people want to know of its size, by name.
     """
 
@@ -41,8 +49,18 @@ class Split:
     collate: Callable[[list[Any]], Any] = default_collate
     groups: Sequence[int] | None = None
     names: Sequence[str] = ()
+    labels: Labels | None = None
+    weights: np.ndarray | None = None
     is_drawn: bool = False
+    found: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def split_named(name: str) -> Which | None:
+    """The split that a data set means by a name, in any case; None: none."""
+    name = name.strip().lower()
+    known: dict[Which, Sequence[str]] = {**_FOLDERS, "test": _TEST_FOLDERS}
+    return next((split for split, names in known.items() if name in names), None)
 
 
 def split_folders(
@@ -77,3 +95,25 @@ def split_folders(
         )
         splits["val"] = test
     return {which: folder for which, folder in splits.items() if folder is not None}
+
+
+def every_split_folder(root: Path) -> dict[str, Path]:
+    """The folders of "train", "val" and "test" that hold folders, by the names that data sets give them, in any case.
+
+    Unlike `split_folders` it takes a folder for tests beside one for validation, too. Without training and validation
+    the folder has no splits.
+
+    Raises:
+        ValueError: Two folders claim to be the same split.
+    """
+    found: dict[str, Path] = {}
+    for folder in find_folders(root, Problems()):
+        for split, names in {**_FOLDERS, "test": _TEST_FOLDERS}.items():
+            if folder.name.lower() in names and find_folders(folder, Problems()):
+                if split in found:
+                    raise ValueError(
+                        f"{root}: both {found[split].name}/ and {folder.name}/ are there; which is meant?"
+                    )
+                found[split] = folder
+    order = [split for split in ("train", "val", "test") if split in found]
+    return {split: found[split] for split in order} if {"train", "val"} & set(found) else {}

@@ -19,7 +19,7 @@ LEAST_BOX = 1.0  # pixels; what is smaller teaches nothing
 class CropObjects(v2.RandomCrop):
     """A random crop of `side` × `side` pixels, padded where the image is smaller."""
 
-    def __init__(self, side: int, min_visible: float, fill: tuple[int, int, int]) -> None:
+    def __init__(self, side: int, min_visible: float, fill: tuple[float, ...]) -> None:
         """
         Args:
             min_visible: Least share of an object's box that must be left.

@@ -32,47 +32,41 @@ and the batches in an epoch. Both iteration-based and epoch-based recipes are th
 starting it at another number.
 """
 
-import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from crossformerpp.data.names import printable, read_json
 from crossformerpp.data.sampling import num_samples
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, write_json
-from crossformerpp.engine import processes
-from crossformerpp.engine.callbacks import (
-    Log,
-    LossGuard,
-    LossNotFiniteError,
-    Saver,
-    SeedEachBatch,
-    StopOnSignal,
-    TrainingInterruptedError,
-)
-from crossformerpp.engine.changes import changes, data_change, data_mark
+from crossformerpp.engine.callbacks import LossNotFiniteError, TrainingInterruptedError
+from crossformerpp.engine.changes import changes, data_change
 from crossformerpp.engine.errors import said_plainly
-from crossformerpp.engine.files import AtomicCheckpointIO, RunFolder, surroundings
-from crossformerpp.engine.inside import LogInside
-from crossformerpp.engine.loaders import RunData, first_batch
+from crossformerpp.engine.files import RunFolder, surroundings
+from crossformerpp.engine.fitting import build_trainer, fit, quiet, threads
+from crossformerpp.engine.loaders import RunData
+from crossformerpp.engine.memory import NOTES, note_accumulation
+from crossformerpp.engine.planning import plan_run
+from crossformerpp.engine.preparing import prepare, say_found, sizes
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
+from crossformerpp.engine.sizing import choose_batches
 from crossformerpp.recipes.load import apply_overrides, dump_recipe, load_recipe, parse_recipe
-from crossformerpp.recipes.schema import BaseRecipe, TrainerSection
+from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.recipes.tiles import tile_overrides
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import promise as promises
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
+from crossformerpp.tasks.classification.thresholds import keep_thresholds, read_thresholds
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
@@ -82,7 +76,13 @@ __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_fir
 
 
 def train(
-    recipe: BaseRecipe, out: Path, *, overwrite: bool = False, command: str | None = None
+    recipe: BaseRecipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    command: str | None = None,
+    minutes: float | None = None,
+    began: float | None = None,
 ) -> dict[str, float]:
     """Train from a recipe into a new run directory, and evaluate the result.
 
@@ -90,6 +90,8 @@ def train(
         out: The run directory.
         overwrite: Replace an older run there.
         command: What to note as the command that began the run.
+        minutes: Plan the length of the run for this time, from a trial.
+        began: When the time began, by the monotonic clock; default: now.
 
     Returns:
         The metrics of the final evaluation, which are also in `out/metrics.json`.
@@ -103,18 +105,27 @@ def train(
     run = RunFolder(out)
     if is_first():
         run.check(overwrite)
-    module, data = _prepare(recipe)
+    began = time.monotonic() if began is None else began
+    recipe = choose_batches(recipe)
+    plan: dict[str, Any] = {}
+    if minutes is not None:
+        recipe, plan = plan_run(recipe, minutes, began)
+    module, data = prepare(recipe)
     with _locked(run):
         if is_first():
             run.create(dump_recipe(recipe), overwrite)
-            write_json(run.about, surroundings(command or " ".join(sys.argv)) | _sizes(module, data))
+            about = surroundings(command or " ".join(sys.argv)) | sizes(module, data)
+            write_json(run.about, about | plan | {NOTES: [[0, recipe.trainer.accumulate]]})
             if module.started_from is not None:
                 print(module.started_from, file=sys.stderr)
             if data.train is not None and data.train.counts:
                 counts = ", ".join(f"{count:,} {name}" for name, count in data.train.counts.items())
                 print(f"training data: {counts}", file=sys.stderr)
-        _fit(module, data, run)
-        return evaluate(out, out=out)
+        fit(module, data, run, began=began)
+        metrics = evaluate(out, out=out)
+    if minutes is not None and is_first():
+        print(f"took {(time.monotonic() - began) / 60:.3g} of {minutes:g} minutes", file=sys.stderr)
+    return metrics
 
 
 def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
@@ -142,9 +153,9 @@ def resume(out: Path, overrides: Iterable[str] = ()) -> dict[str, float]:
 def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
     out = run.path
     saved = open_saved(run.last)
-    recipe = load_recipe(str(run.recipe), overrides)
+    recipe = choose_batches(load_recipe(str(run.recipe), overrides))
     changed = changes(saved.recipe, recipe)
-    module, data = _prepare(recipe, saved.class_names)
+    module, data = prepare(recipe, saved.class_names)
     about = read_json(run.about) if run.about.is_file() else {}
     about = about if isinstance(about, dict) else {}  # an editor spoilt it; the run does not need it
     noted = saved.data.get("train", {"samples": about["train_samples"]} if "train_samples" in about else None)
@@ -168,7 +179,9 @@ def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
         resumed = resumed if isinstance(resumed, list) else []
         entry = {"step": data.start_step, "changed": changed}
         write_json(run.about, about | {"resumed": [*resumed, entry]})
-    _fit(module, data, run, checkpoint=run.last)
+        if any(text.startswith("trainer.accumulate:") for text in changed):
+            note_accumulation(run, data.start_step, recipe.trainer.accumulate)
+    fit(module, data, run, checkpoint=run.last)
     return evaluate(out, out=out)
 
 
@@ -203,6 +216,10 @@ def evaluate(
     overrides = [*tile_overrides(saved.recipe.task, *tiles), *overrides]
     if conformal is not None and saved.recipe.task != "classification":
         raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
+    if conformal is not None and getattr(saved.recipe, "multi_label", False):
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
     if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
         raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
     recipe = evaluated_recipe(saved, root, overrides)
@@ -210,7 +227,9 @@ def evaluate(
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
     if root is None:
         warn_of_changed_data(saved.data.get("val"), split, str(recipe.model_dump()["data"]["root"]))
-    trainer = _trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
+    else:
+        say_found(None, split)
+    trainer = build_trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
     seconds = time.perf_counter() - started
@@ -221,6 +240,8 @@ def evaluate(
         evaluation, promise = promises.judge_promise(
             evaluation, promises.read_promise(saved), conformal, is_other=root is not None
         )
+    if isinstance(evaluation, LabelSetEvaluation) and root is not None:
+        evaluation = replace(evaluation, thresholds=read_thresholds(saved))
     if out is not None and trainer.is_global_zero:
         about = {
             "checkpoint": str(saved.path),
@@ -233,6 +254,9 @@ def evaluate(
             evaluation.write(draft, split)
     if promise is not None and conformal is not None and trainer.is_global_zero:
         promises.write_promise(saved, promise)
+    is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
+    if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
+        keep_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
 
 
@@ -261,8 +285,8 @@ def judge(saved: SavedRun, recipe: BaseRecipe, split: Split, trainer: pl.Trainer
     """
     module = find_task(recipe.task).module(recipe, saved.class_names)
     load_weights(module.model, saved.weights, saved.path)
-    trainer = trainer or _trainer(recipe, [], logger=False)
-    with _quiet(), threads(recipe.trainer), said_plainly(recipe):
+    trainer = trainer or build_trainer(recipe, [], logger=False)
+    with quiet(), threads(recipe.trainer), said_plainly(recipe):
         trainer.validate(module, datamodule=RunData(recipe.trainer, split), verbose=False)
     return module
 
@@ -279,123 +303,3 @@ def warn_of_changed_data(before: dict[str, Any] | None, split: Split, root: str)
         else "; figures of before do not compare"
     )
     warnings.warn(f"{printable(root)}: changed since training: {text}{drawn}", stacklevel=2)
-
-
-def _prepare(recipe: BaseRecipe, class_names: list[str] | None = None) -> tuple[TaskModule, RunData]:
-    """Open the data and build the model: what is wrong with them is known before anything is written."""
-    task = find_task(recipe.task)
-    train_split = task.split(recipe, "train", class_names)
-    val_split = task.split(recipe, "val", train_split.class_names)
-    plan = Plan.of(recipe.trainer, num_samples(train_split))
-    if recipe.trainer.overfit_batch:
-        train_split = first_batch(train_split, recipe.trainer)
-    marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
-    data = RunData(recipe.trainer, val_split, train_split, plan)
-    data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
-    processes.settings(recipe)  # for its errors
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.trainer.seed)
-        module = task.module(recipe, train_split.class_names)
-    module.plan, module.data_marks = plan, marks
-    module.configure_optimizers()  # for its errors
-    return module, data
-
-
-def _fit(module: TaskModule, data: RunData, run: RunFolder, checkpoint: Path | None = None) -> None:
-    section, plan = module.recipe.trainer, module.plan
-    assert plan is not None
-    epoch = plan.steps_per_epoch
-    eval_every = plan.in_steps(section, section.eval_every) if section.eval_every else epoch
-    save_every = section.checkpoint_every or (epoch if section.epochs else eval_every)
-    guard = LossGuard(run)
-    saver = Saver(run, save_every, eval_every, plan.steps, guard)
-    # each relies on those before it: a save wants sound weights and a written log, a stop wants a save
-    callbacks = [
-        SeedEachBatch(section.seed),
-        guard,
-        Log(run, plan, section.log_every),
-        *([LogInside(run, section.inside_every)] if section.inside_every else []),
-        ProgressBar(plan),
-        saver,
-        StopOnSignal(saver),
-    ]
-    logger = TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=data.start_step or None)
-    trainer = _trainer(
-        module.recipe,
-        callbacks,
-        logger=logger,
-        max_steps=plan.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=section.accumulate,
-        gradient_clip_val=module.recipe.optim.clip_norm,
-        val_check_interval=eval_every * section.accumulate,
-        check_val_every_n_epoch=None,
-    )
-    with _quiet(), threads(section), said_plainly(module.recipe, run):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if saver.is_pending(trainer.global_step):
-            trainer.validate(module, datamodule=data, verbose=False)
-    if saver.saved_step < trainer.global_step and trainer.global_step > data.start_step:
-        saver.save(trainer)
-
-
-def _trainer(recipe: BaseRecipe, callbacks: list[Callback], **settings: Any) -> pl.Trainer:
-    section = recipe.trainer
-    precision = section.precision
-    if precision == "auto":
-        has_gpu = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        precision = "bf16-mixed" if has_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    with _quiet():
-        return pl.Trainer(
-            accelerator=section.accelerator,
-            precision=precision,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            use_distributed_sampler=False,  # ours know the processes
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            **processes.settings(recipe),
-            **settings,
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Lightning's hints about settings that the recipe decides, and its warning that a loader cannot
-    resume in mid-epoch: ours starts at the right batch by itself.
-    """
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\b")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def threads(section: TrainerSection) -> Iterator[None]:
-    """With as many threads of the CPU as the recipe says."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(section.threads or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _sizes(module: TaskModule, data: RunData) -> dict[str, Any]:
-    assert data.train is not None
-    return {
-        "model": module.recipe.model.name,
-        "params": sum(parameter.numel() for parameter in module.model.parameters()),
-        "classes": len(module.class_names),
-        "train_samples": num_samples(data.train),
-        "train_counts": dict(data.train.counts),
-        "val_samples": num_samples(data.val),
-        "started_from": module.started_from and module.started_from.to_json(),
-    }

@@ -25,8 +25,9 @@ from crossformerpp.analysis.group_costs import GroupCosts
 from crossformerpp.analysis.throughput import time_in_turn
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import JsonLines
-from crossformerpp.engine import evaluated_recipe, judge, threads, warn_of_changed_data
+from crossformerpp.engine import evaluated_recipe, judge, warn_of_changed_data
 from crossformerpp.engine.changes import data_mark
+from crossformerpp.engine.fitting import threads
 from crossformerpp.layers.grouping import Interval
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe
@@ -178,6 +179,8 @@ class Judge:
         """
         if self.recipe.task != "classification":
             raise ValueError(f"{self.saved.path}: a run of {self.recipe.task}; cascades are for classifiers")
+        if getattr(self.recipe, "multi_label", False):
+            raise ValueError(f"{self.saved.path}: several labels per image; cascades are for one")
         evaluation: Any = self.evaluate(setting)[0]
         confidence = evaluation.probabilities.max(dim=1).values.double().numpy()
         return Answers(confidence, evaluation.right.numpy(), self.macs(setting))

@@ -6,12 +6,10 @@ import time
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from crossformerpp.analysis.pictures import draw_learning_curve
@@ -19,6 +17,7 @@ from crossformerpp.data.names import safe_name
 from crossformerpp.data.sampling import seed_generators
 from crossformerpp.data.writing import replacing, write_picture
 from crossformerpp.engine.files import MetricsTable, RunFolder
+from crossformerpp.engine.loggers import log_picture
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
 
@@ -205,12 +204,16 @@ class StopOnSignal(Callback):
 
 
 class Log(Callback):
-    """metrics.csv, TensorBoard and the learning curve."""
+    """metrics.csv, the loggers and the learning curve."""
 
     def __init__(self, run: RunFolder, plan: Plan, every: int) -> None:
         self.run, self.plan, self.every = run, plan, every
         self.table = MetricsTable(run.metrics_csv)
         self._sums: dict[str, Tensor] = {}
+        self._steps: tuple[int, dict[str, Tensor]] = (
+            0,
+            {},
+        )  # batches and sums without a step that is not done
         self._batches = 0  # in the sums,
         self._timed = 0  # and of these since `_since`, in this process
         self._since = time.perf_counter()
@@ -219,11 +222,16 @@ class Log(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """The sums of the row that is not yet written: it shall not begin with the resumption."""
+        batches, totals = self._steps
         sums = {
             name: trainer.strategy.reduce(total.clone(), reduce_op="mean").cpu()
-            for name, total in self._sums.items()
+            for name, total in totals.items()
         }
-        checkpoint[_SUMS] = {"batches": self._batches, "sums": sums}
+        checkpoint[_SUMS] = {
+            "batches": batches,
+            "sums": sums,
+            "accumulate": trainer.accumulate_grad_batches,
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -232,10 +240,15 @@ class Log(Callback):
             self.table.load(until_step=checkpoint["global_step"])
         begun = checkpoint.get(_SUMS, {"batches": 0, "sums": {}})
         self._batches, self._sums = begun["batches"], dict(begun["sums"])
+        if (before := begun.get("accumulate", 1)) != (now := trainer.accumulate_grad_batches) and before:
+            self._batches = self._batches * now // before  # as many steps
+            self._sums = {name: total * (now / before) for name, total in self._sums.items()}
+        self._steps = self._batches, dict(self._sums)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
         self._sums = {name: total.to(pl_module.device) for name, total in self._sums.items()}
+        self._steps = self._batches, dict(self._sums)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any
@@ -245,8 +258,11 @@ class Log(Callback):
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._batches += 1
         self._timed += 1
-        if at_step_end(trainer) and trainer.global_step % self.every == 0:
+        if not at_step_end(trainer):
+            return
+        if trainer.global_step % self.every == 0:
             self._write(trainer, self._train_row(trainer, pl_module))
+        self._steps = self._batches, dict(self._sums)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._paused = time.perf_counter()
@@ -267,9 +283,7 @@ class Log(Callback):
         for name, picture in pictures.items():
             write_picture(self.run.path / f"{safe_name(name)}.png", picture)
             for logger in trainer.loggers:
-                assert isinstance(logger, TensorBoardLogger)
-                pixels = np.asarray(picture)
-                logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
+                log_picture(logger, name, picture, trainer.global_step)
 
     def _row(self, trainer: pl.Trainer) -> dict[str, float]:
         step = trainer.global_step
@@ -292,5 +306,4 @@ class Log(Callback):
             return
         self.table.append(row)
         for logger in trainer.loggers:
-            assert isinstance(logger, TensorBoardLogger)
             logger.log_metrics(row, int(row["step"]))

@@ -15,6 +15,7 @@ FIXED = (
     "head",
     "detector",
     "frozen_backbone",
+    "multi_label",
     "data.source",
     "data.val_fraction",
     "data.tiles",
@@ -65,11 +66,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_mark(split: Split) -> dict[str, Any]:
-    """How many samples a split has, and a hash of their names, which a checkpoint keeps."""
+    """How many samples a split has, and hashes of their names and labels, which a checkpoint keeps."""
     digest = hashlib.sha256()
     for name in split.names:
         digest.update(name.encode("utf-8", "backslashreplace") + b"\0")
-    return {"samples": num_samples(split), "names": digest.hexdigest()[:16] if split.names else None}
+    mark = {"samples": num_samples(split), "names": digest.hexdigest()[:16] if split.names else None}
+    if split.labels is not None:
+        mark["labels"] = hashlib.sha256(repr(split.labels).encode()).hexdigest()[:16]
+    return mark
 
 
 def data_change(before: Any, split: Split) -> str | None:
@@ -79,4 +83,6 @@ def data_change(before: Any, split: Split) -> str | None:
         return None
     if before.get("samples", now["samples"]) != now["samples"]:
         return f"{before['samples']} samples then, {now['samples']} now"
-    return f"{now['samples']} samples as before, but others"
+    if before.get("names", now["names"]) != now["names"]:
+        return f"{now['samples']} samples as before, but others"
+    return f"the same {now['samples']} samples, with other labels"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from crossformerpp.data.images import UnusableImageError
 from crossformerpp.engine.files import RunFolder
 from crossformerpp.recipes.schema import BaseRecipe
+from crossformerpp.tasks.memory import is_out_of_memory
 
 
 @contextmanager
@@ -27,6 +28,12 @@ def said_plainly(recipe: BaseRecipe, run: RunFolder | None = None) -> Iterator[N
         if not is_from_worker:
             raise
         raise ValueError(text) from None
+    except RuntimeError as error:
+        if run is not None or not is_out_of_memory(error):
+            raise
+        raise ValueError(
+            "out of memory in an evaluation: pass --set trainer.eval_batch_size=1, or smaller images"
+        ) from None
 
 
 def _fix(recipe: BaseRecipe, run: RunFolder | None) -> str:

@@ -46,6 +46,7 @@ class RunFolder:
     recipe.yaml     every setting, resolved; `crossformer train RUN/recipe.yaml` repeats the run
     run.json        command, versions, device, sizes of the data and the model
     metrics.csv     a row per evaluation and every few steps between
+    loggers.json    names of this run at W&B, MLflow and Trackio, with trainer.loggers
     inside.csv      amplitude and attention distance of every block, with trainer.inside_every
     metrics.json    of the final evaluation; beside it its pictures and tables
     checkpoints/    last.ckpt to resume from, best.ckpt
@@ -57,6 +58,7 @@ class RunFolder:
         self.about = path / "run.json"
         self.metrics_csv = path / "metrics.csv"
         self.inside_csv = path / "inside.csv"
+        self.loggers = path / "loggers.json"
         self.curve = path / "learning_curve.png"
         self.last = path / "checkpoints" / "last.ckpt"
         self.best = path / "checkpoints" / "best.ckpt"

@@ -1,10 +1,9 @@
-"""Amplitude and attention distance of every block during training: inside.csv and TensorBoard."""
+"""Amplitude and attention distance of every block during training: inside.csv and the loggers."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from crossformerpp.analysis.inside import look_inside
 from crossformerpp.engine.callbacks import at_step_end
@@ -38,5 +37,4 @@ class LogInside(Callback):
         row = look_inside(backbone, images[:_NUM_IMAGES])
         self.table.append({"step": step, **row})
         for logger in trainer.loggers:
-            assert isinstance(logger, TensorBoardLogger)
             logger.log_metrics(row, step)

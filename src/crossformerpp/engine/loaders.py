@@ -23,14 +23,15 @@ class RunData(pl.LightningDataModule):
         self.train, self.val, self.plan = train, val, plan
         self.start_step = 0  # set on resuming
 
-    def stream(self, rank: int, world: int) -> BatchStream:
-        """The training batches of one process.
+    def stream(self, rank: int, world: int, start_step: int | None = None) -> BatchStream:
+        """The training batches of one process, from a step on; None: from `start_step`.
 
         Raises:
             ValueError: The batch size does not fit the data or the devices.
         """
         assert self.train is not None
         assert self.plan is not None
+        begin = self.start_step if start_step is None else start_step
         return BatchStream(
             num_samples(self.train),
             self.section.batch_size,
@@ -39,23 +40,29 @@ class RunData(pl.LightningDataModule):
             accumulate=self.section.accumulate,
             rank=rank,
             world=world,
-            start=self.start_step * self.section.accumulate,
+            start=begin * self.section.accumulate,
             groups=self.train.groups,
+            weights=self.train.weights,
         )
 
     def train_dataloader(self) -> DataLoader:
         assert self.train is not None
         assert self.trainer is not None
         stream = self.stream(self.trainer.global_rank, self.trainer.world_size)
-        dataset = SeededDataset(self.train.dataset, self.section.seed)
-        return DataLoader(dataset, batch_sampler=stream, collate_fn=self.train.collate, **self._settings())
+        return DataLoader(
+            self.seeded(self.train), batch_sampler=stream, collate_fn=self.train.collate, **self._settings()
+        )
+
+    def seeded(self, split: Split) -> SeededDataset:
+        """A split's samples as functions of the run's seed, the epoch and the index."""
+        return SeededDataset(split.dataset, self.section.seed)
 
     def val_dataloader(self) -> DataLoader:
         assert self.trainer is not None
         world = self.trainer.world_size
         batch = self.section.eval_batch_size
         if batch is None:
-            batch = max(1, self.section.batch_size // (world * self.section.accumulate))
+            batch = max(1, self.section.batch_size // (world * max(1, self.section.accumulate)))
         order = EvalOrder(range(num_samples(self.val)), self.trainer.global_rank, world)
         return DataLoader(
             self.val.dataset,
@@ -80,4 +87,4 @@ def first_batch(split: Split, section: TrainerSection) -> Split:
     generator = np.random.default_rng(section.seed)
     chosen = sorted(generator.permutation(num_samples(split))[: section.batch_size].tolist())
     groups = None if split.groups is None else [0] * len(chosen)
-    return replace(split, dataset=Subset(split.dataset, chosen), groups=groups)
+    return replace(split, dataset=Subset(split.dataset, chosen), groups=groups, weights=None)

@@ -41,10 +41,22 @@ def world(section: TrainerSection) -> int:
     """How many processes there will be, as far as it is known before they start."""
     devices, nodes = layout(section)
     if devices == "auto":
-        has_gpus = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if has_gpus else 1
+        devices = torch.cuda.device_count() if on_gpu(section) else 1
     assert isinstance(devices, int)
     return devices * nodes
+
+
+def on_gpu(section: TrainerSection) -> bool:
+    """Whether a CUDA GPU trains."""
+    return section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def precision(section: TrainerSection) -> Any:
+    """The precision that a recipe means."""
+    if section.precision != "auto":
+        return section.precision
+    is_bf16 = on_gpu(section) and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if is_bf16 else "32-true"
 
 
 def settings(recipe: BaseRecipe) -> dict[str, Any]:
@@ -55,10 +67,9 @@ def settings(recipe: BaseRecipe) -> dict[str, Any]:
     """
     section = recipe.trainer
     devices, nodes = layout(section)
-    on_gpu = section.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     strategy: Any = section.strategy
     if strategy == "fsdp":
-        if not on_gpu:
+        if not on_gpu(section):
             raise ValueError("trainer.strategy=fsdp needs GPUs; use ddp on CPUs")
         if recipe.ema is not None:
             raise ValueError("trainer.strategy=fsdp supports no moving average: pass --set ema=null")
@@ -70,7 +81,7 @@ def settings(recipe: BaseRecipe) -> dict[str, Any]:
         "num_nodes": nodes,
         "strategy": strategy,
         # torch has it for GPUs only; of one process there is nothing to share
-        "sync_batchnorm": section.sync_batchnorm and on_gpu and together > 1,
+        "sync_batchnorm": section.sync_batchnorm and on_gpu(section) and together > 1,
     }
 
 

@@ -1,6 +1,6 @@
 """A trained model as one file for other programs: ONNX, torch.export or AOTInductor, checked against eager.
 
-The file's input is `images`, (B, 3, H, W) float32, normalised. The batch stays open, and except for classifiers
+The file's input is `images`, (B, C, H, W) float32, normalised. The batch stays open, and except for classifiers
 height and width do; Mask R-CNN takes one image. What a program must know besides (task, class names, how to prepare
 an image) is JSON inside the file, see `networks`.
 `crossformerpp.runtime` runs ONNX files without PyTorch. What a file is worth is in its `certificate`.
@@ -132,10 +132,12 @@ def _shapes(network: Network) -> tuple[Shape, ...]:
     """The shape that is exported, and three others that the file must serve."""
     side = network.size
     if not network.is_open:
-        return tuple((batch, 3, side, side) for batch in (2, 1, 3, 5))
+        return tuple((batch, network.channels, side, side) for batch in (2, 1, 3, 5))
     larger = min(side + 21, network.short_sides[1] or side + 21)
     shapes = ((2, side, side + 32), (1, side, side + 75), (3, larger, side + 64), (2, side + 32, side))
-    return tuple((1 if network.is_whole else batch, 3, height, width) for batch, height, width in shapes)
+    return tuple(
+        (1 if network.is_whole else batch, network.channels, height, width) for batch, height, width in shapes
+    )
 
 
 def _compare(

@@ -25,7 +25,7 @@ from crossformerpp.analysis.tiled import TiledPredictor
 from crossformerpp.data.names import printable
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import replacing_folder, replacing_path, to_json, write_json
-from crossformerpp.export.judges import JUDGES, Judge
+from crossformerpp.export.judges import Judge, LabelSetJudge, open_judge
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.load import apply_overrides, parse_page, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
@@ -34,8 +34,10 @@ from crossformerpp.runtime import open_predictor, predictor_of
 from crossformerpp.runtime.files import KEY
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
 from crossformerpp.tasks.classification.promise import judge_promise
 from crossformerpp.tasks.plug import Evaluation
+from crossformerpp.tasks.points import SettingSection, at_setting
 from crossformerpp.tasks.programs import open_program
 from crossformerpp.tasks.saved import SavedRun, open_saved
 
@@ -170,8 +172,14 @@ def certify(
     saved = None if checkpoint is None else open_saved(checkpoint)
     network = open_program(path) if path.suffix == ".pt2" else open_predictor(path).network
     about = network.about
+    if saved is not None and about.get("setting") is not None:  # exported with --budget
+        saved = at_setting(saved, SettingSection(**about["setting"]))
     if about["task"] != "classification" and conformal is not None:
         raise ValueError(f"--conformal is for classifiers; {path} is for {about['task']}")
+    if about.get("thresholds") is not None and conformal is not None:
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
     if about["task"] == "segmentation" and tiles[0] is not None:
         raise ValueError(
             f"{path}: an exported segmenter looks at whole images; evaluate its run with --tiles"
@@ -184,15 +192,14 @@ def certify(
     split = find_task(recipe.task).split(recipe, "val" if root is None else "test", names)
     options = {"min_score": recipe.detector.min_score} if isinstance(recipe, DetectionRecipe) else {}
     predictor: Any = predictor_of(network, path, **options)
-    kind = JUDGES[recipe.task]
-    ours, theirs = kind(split, recipe), kind(split, recipe)
+    ours, theirs = open_judge(split, recipe), open_judge(split, recipe)
     if isinstance(recipe, DetectionRecipe) and recipe.data.tiles is not None:
         predictor = TiledPredictor(predictor, recipe.data.tiles)
     reference = None
     if saved is not None:
         reference = find_task(recipe.task).predictor(replace(saved, recipe=recipe), device="cpu", **options)
     images = _run(ours, theirs, predictor, reference, split, track)
-    evaluation = ours.evaluation()
+    evaluation = _evaluation(ours, is_other=root is not None)
     promise = None
     if isinstance(evaluation, ClassificationEvaluation):
         known = about.get("conformal")
@@ -208,7 +215,7 @@ def certify(
         ours.monitor,
         ours.agrees_in,
         None if saved is None else saved.path.name,
-        None if saved is None else theirs.evaluation().metrics,
+        None if saved is None else _evaluation(theirs, is_other=root is not None).metrics,
         images,
         promise,
         conformal is not None,
@@ -230,6 +237,14 @@ def _run(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return compared
+
+
+def _evaluation(judge: Judge, is_other: bool) -> Evaluation:
+    """What the answers are worth; on other data than the validation data by the thresholds that the model has."""
+    evaluation = judge.evaluation()
+    if isinstance(judge, LabelSetJudge) and isinstance(evaluation, LabelSetEvaluation) and is_other:
+        return replace(evaluation, thresholds=judge.thresholds)
+    return evaluation
 
 
 def _recipe(

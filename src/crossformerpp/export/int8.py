@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from crossformerpp.data.files import find_files
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixels import PIXEL_EXTENSIONS
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.writing import replacing_folder
 from crossformerpp.export import ExportReport, export, refuse_taken_file
@@ -95,7 +96,7 @@ def calibration_images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"--calibrate {folder}: no such folder")
     left_out = Problems()
-    found = sorted(find_files(folder, IMAGE_EXTENSIONS, left_out))
+    found = sorted(find_files(folder, PIXEL_EXTENSIONS, left_out))
     if not found:
         more = f"; left out {left_out}" if left_out.found else ""
         raise ValueError(f"--calibrate {folder}: no images in this folder{more}")
@@ -153,4 +154,4 @@ def _prepared(source: Path, images: Sequence[Path]) -> Iterator[dict[str, np.nda
     """The inputs of the graph for each image."""
     predictor: Any = open_predictor(source)
     for path in images:
-        yield {"images": predictor.network_input(read_image(path))}
+        yield {"images": predictor.network_input(open_pixels(path, str(path), predictor.pixels))}

@@ -5,16 +5,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 
 from crossformerpp.analysis.predictions import MaskPrediction, ObjectPrediction
 from crossformerpp.data.classification import TransformedImages
 from crossformerpp.data.crops import WholeImages
 from crossformerpp.data.detection import EvalImages, open_image, truth
+from crossformerpp.data.pixels import as_picture
 from crossformerpp.data.split import Split
+from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
+from crossformerpp.tasks.classification.label_evaluation import LabelSetEvaluation
 from crossformerpp.tasks.detection.evaluation import DetectionEvaluation, Kind
 from crossformerpp.tasks.plug import Evaluation
 from crossformerpp.tasks.segmentation.evaluation import Example, PixelCounts, SegmentationEvaluation
@@ -34,10 +36,10 @@ class Judge(Protocol):
     monitor: str
     agrees_in: str
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         """Number, image and truth of each sample that can be read."""
 
-    def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> Any:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> Any:
         """Let a model answer, note the answer, and give it back."""
 
     def compare(self, ours: Any, theirs: Any) -> tuple[float, float]:
@@ -59,16 +61,16 @@ class ClassJudge:
         self.numbers: list[int] = []
         self.probabilities: list[np.ndarray] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
-        for number, label in enumerate(self.source.labels):
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
+        for number in range(len(self.source)):
             try:
-                image = self.source.open(number)
+                image = self.source.load(number)
             except ValueError as error:
                 self.damage.note(number, error)
             else:
-                yield number, image, label
+                yield number, image, self.source.target(number)
 
-    def add(self, number: int, image: Image.Image, known: Any, predictor: Any) -> np.ndarray:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
         self.numbers.append(number)
         self.probabilities.append(predictor.probabilities([predictor.prepare(image)])[0])
         return self.probabilities[-1]
@@ -76,7 +78,7 @@ class ClassJudge:
     def compare(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
         return float(np.abs(ours - theirs).max()), float(ours.argmax() == theirs.argmax())
 
-    def evaluation(self) -> ClassificationEvaluation:
+    def evaluation(self) -> Evaluation:
         numbers = torch.tensor(self.numbers, dtype=torch.int64)
         shape = (-1, len(self.class_names))
         return ClassificationEvaluation(
@@ -86,6 +88,32 @@ class ClassJudge:
             self.class_names,
             len(self.source.labels) - len(numbers),
             self.source.real_labels,
+        )
+
+
+class LabelSetJudge(ClassJudge):
+    """Drift: the largest difference of a probability. Agreement: of all labels, said or not."""
+
+    monitor, agrees_in = "mAP", "labels, said or not"
+    thresholds: np.ndarray
+
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> np.ndarray:
+        self.thresholds = predictor.thresholds
+        return super().add(number, image, known, predictor)
+
+    def compare(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+        said = [answer >= self.thresholds for answer in (ours, theirs)]
+        return float(np.abs(ours - theirs).max()), float((said[0] == said[1]).mean())
+
+    def evaluation(self) -> LabelSetEvaluation:
+        numbers = torch.tensor(self.numbers, dtype=torch.int64)
+        targets = torch.zeros(len(numbers), len(self.class_names), dtype=torch.bool)
+        assert self.source.label_sets is not None
+        for place, number in enumerate(self.numbers):
+            targets[place, self.source.label_sets[number]] = True
+        probabilities = torch.from_numpy(np.array(self.probabilities, np.float32).reshape(targets.shape))
+        return LabelSetEvaluation(
+            numbers, targets, probabilities, self.class_names, len(self.source) - len(numbers)
         )
 
 
@@ -103,13 +131,11 @@ class ObjectJudge:
         self.kinds: tuple[Kind, ...] = ("box", "mask") if split.dataset.with_masks else ("box",)
         self.records: list[dict[str, Any]] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         for number, entry in enumerate(self.dataset.coco.images):
-            yield number, open_image(entry), truth(entry, self.dataset.with_masks)
+            yield number, open_image(entry, self.dataset.coco.pixels), truth(entry, self.dataset.with_masks)
 
-    def add(
-        self, number: int, image: Image.Image, known: Any, predictor: Any
-    ) -> tuple[ObjectPrediction, int]:
+    def add(self, number: int, image: Any, known: Any, predictor: Any) -> tuple[ObjectPrediction, int]:
         found: ObjectPrediction = predictor(image)
         self.records.append({"truth": known, "found": found.found})
         return found, max(image.size)
@@ -146,17 +172,17 @@ class PixelJudge:
         self.examples: list[Example] = []
         self.colors: list[Any] = []
 
-    def samples(self) -> Iterator[tuple[int, Image.Image, Any]]:
+    def samples(self) -> Iterator[tuple[int, Any, Any]]:
         for number in range(len(self.source)):
             image, labels = self.source.open(number)
             yield number, image, labels
 
-    def add(self, number: int, image: Image.Image, known: np.ndarray, predictor: Any) -> np.ndarray:
+    def add(self, number: int, image: Any, known: np.ndarray, predictor: Any) -> np.ndarray:
         found: MaskPrediction = predictor(image)
         self.counts.update(torch.from_numpy(found.labels), torch.from_numpy(known))
         self.colors = found.colors
         if number < NUM_EXAMPLES:
-            pixels = np.asarray(image).transpose(2, 0, 1)
+            pixels = np.asarray(as_picture(image)).transpose(2, 0, 1)
             self.examples.append(Example(number, pixels, known, found.labels))
         return found.labels
 
@@ -176,6 +202,13 @@ JUDGES: dict[str, type[ClassJudge | ObjectJudge | PixelJudge]] = {
     "detection": ObjectJudge,
     "segmentation": PixelJudge,
 }
+
+
+def open_judge(split: Split, recipe: BaseRecipe) -> ClassJudge | ObjectJudge | PixelJudge:
+    """The judge of a recipe's task."""
+    if isinstance(recipe, ClassificationRecipe) and recipe.multi_label:
+        return LabelSetJudge(split, recipe)
+    return JUDGES[recipe.task](split, recipe)
 
 
 def _corners(box: list[float]) -> np.ndarray:

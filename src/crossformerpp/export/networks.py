@@ -5,7 +5,7 @@ each block: it is exact for images whose shorter side gives the same answers as 
 the file says for which. A classifier, which its recipe shows one size only, is exported at that size, unless its
 height and width shall stay open too.
 
-Every network takes normalised images (B, 3, H, W) and gives a tuple of tensors:
+Every network takes normalised images (B, C, H, W) and gives a tuple of tensors:
 
 features        c2…c5       (B, Ci, ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32
 classification  logits      (B, K)
@@ -24,17 +24,19 @@ import torch
 from torch import Tensor, nn
 
 import crossformerpp
+from crossformerpp.data.pixels import PixelFormat
 from crossformerpp.export.mask_rcnn import MaskRCNNGraph
 from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.models import CrossFormer
 from crossformerpp.models.crossformer import CrossFormerStage
-from crossformerpp.recipes.classification import ClassificationRecipe
+from crossformerpp.recipes.classification import ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.recipes.load import dump_recipe, without_paths
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks import find_task
-from crossformerpp.tasks.classification import eval_transform
+from crossformerpp.tasks.classification import eval_transform, pixel_view
 from crossformerpp.tasks.detection.model import MaskRCNNDetector, RetinaNetDetector
+from crossformerpp.tasks.points import setting_of
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import SavedRun
 
@@ -58,6 +60,11 @@ class Network:
     about: dict[str, Any]
     size: int
     is_open: bool = True
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.about["mean"])
 
     @property
     def is_whole(self) -> bool:
@@ -137,10 +144,13 @@ def open_network(
         "model": recipe.model.name,
         "mean": list(data.mean),
         "std": list(data.std),
+        **_of_pixels(data.pixels),
     }
     predictor: Any = find_task(recipe.task).predictor(saved, device="cpu", min_score=_LEAST_SCORE)
     about["class_names"] = predictor.class_names
     about["recipe"] = dump_recipe(without_paths(recipe))
+    if saved.is_at_point:
+        about["setting"] = setting_of(recipe).model_dump()
     if features:
         return _features(saved, about, size or _USUAL_SIDE)
     if isinstance(recipe, ClassificationRecipe):
@@ -149,16 +159,13 @@ def open_network(
                 f"size {size}: a classifier is exported at its recipe's {recipe.data.size} pixels; pass "
                 "--dynamic-size to leave its height and width open"
             )
-        resize, crop = eval_transform(recipe.data).transforms[:2]
-        view = {
-            "short_side": resize.size,
-            "crop": list(crop.size),
-            "interpolation": recipe.data.interpolation,
-        }
+        view = _classifier_view(recipe.data)
         about |= {"task": "classification", "view": view}
         if predictor.class_names != saved.class_names:
             about["labels"] = saved.class_names
-        if predictor.promise is not None:
+        if recipe.multi_label:
+            about["thresholds"] = [float(one) for one in predictor.thresholds]
+        elif predictor.promise is not None:
             about["conformal"] = predictor.promise.to_json()
         return Network(Outputs(predictor.model), ("logits",), about, size or recipe.data.size, is_open)
     if isinstance(recipe, SegmentationRecipe):
@@ -183,6 +190,21 @@ def open_network(
     assert isinstance(predictor.model, RetinaNetDetector)
     about["anchors"] = [level.tolist() for level in predictor.model.anchor_generator.cell_anchors]
     return Network(RawRetinaNet(predictor.model).eval(), ("logits", "boxes"), about, size)
+
+
+def _of_pixels(pixels: PixelFormat) -> dict[str, Any]:
+    """What a file says of images that are no RGB photographs."""
+    return {} if pixels.is_photograph else {"in_chans": pixels.channels, "max_value": pixels.max_value}
+
+
+def _classifier_view(data: ClassificationData) -> dict[str, Any]:
+    if data.pixels.is_photograph:
+        resize, crop = eval_transform(data).transforms[:2]
+        short_side, sides = resize.size, list(crop.size)
+    else:
+        view = pixel_view(data)
+        short_side, sides = view.short_side, list(view.crop)
+    return {"short_side": short_side, "crop": sides, "interpolation": data.interpolation}
 
 
 def _features(saved: SavedRun, about: dict[str, Any], size: int) -> Network:

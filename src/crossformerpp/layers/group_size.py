@@ -66,12 +66,16 @@ def policy_group_sizes(policy: str, depths: Sequence[int], side: int = 56) -> tu
 
 
 def policy_sizes(
-    group_sizes: str | Sequence[PerBlock], depths: Sequence[int], img_size: int | tuple[int, int] = 224
+    group_sizes: str | Sequence[PerBlock],
+    depths: Sequence[int],
+    img_size: int | tuple[int, int] = 224,
+    stride: int = 4,
 ) -> Sequence[PerBlock]:
     """The sizes that a policy's name stands for; sizes that are given already stay as they are.
 
     Args:
         img_size: Images whose maps the policy is for, a side or (height, width), of which the shorter counts.
+        stride: Of the first stage.
 
     Raises:
         ValueError: As `policy_group_sizes`.
@@ -79,7 +83,7 @@ def policy_sizes(
     if not isinstance(group_sizes, str):
         return group_sizes
     shorter = img_size if isinstance(img_size, int) else min(img_size)
-    return policy_group_sizes(group_sizes, depths, side=-(-shorter // 4))
+    return policy_group_sizes(group_sizes, depths, side=-(-shorter // stride))
 
 
 def _fractional_group_sizes(policy: str, depths: Sequence[int], side: int) -> tuple[tuple[int, ...], ...]:

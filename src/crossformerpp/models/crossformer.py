@@ -7,6 +7,8 @@ border.
 # Annotations stay types here: torch.fx would write a string's into a graph as `_Tensor_`, which its compiler refuses.
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
+from operator import mul
 from typing import Any, cast
 
 import torch
@@ -64,7 +66,7 @@ class CrossFormer(nn.Module):
     """The backbone and its classification head: final LayerNorm, mean over tokens, Linear.
 
     Any image of at least 32×32 is taken; a size that is no multiple of 32 is padded by each CEL as needed,
-    so that the stages' maps have ceil(H/4), ceil(H/8), ceil(H/16) and ceil(H/32) rows.
+    so that the stages' maps have ceil(H/4), ceil(H/8), ceil(H/16) and ceil(H/32) rows with the paper's strides.
 
     Args:
         embed_dim: D1, doubled from stage to stage.
@@ -79,6 +81,8 @@ class CrossFormer(nn.Module):
             maps are one group. "regional": groups of G×G within regions of (G·I)×(G·I). They agree where the map is one
             region. It changes no weight.
         kernel_sizes: Kernels of each stage's CEL.
+        strides: Of each stage's CEL; the paper's are for images of 224. With a stem of stride 2 or 1, and kernels to
+            match, images of 32×32 keep maps of several tokens in the last stage.
         allocation: How a CEL shares its channels out among kernels.
         cooling: k, the interval of cooling layers in blocks; None or 0 for none (timm hands no None on).
         cooling_kind: "acl" is the paper's; "gated" and "limit" keep the residual connection (ablations/cooling.py).
@@ -109,6 +113,7 @@ class CrossFormer(nn.Module):
         intervals: Sequence[Interval | Sequence[Interval]] = (4, 2, 1, 1),
         lda: Lda | Sequence[Lda] = "regional",
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
+        strides: Sequence[int] = (4, 2, 2, 2),
         allocation: Allocation = "halving",
         cooling: int | None = None,
         cooling_kind: CoolingKind = "acl",
@@ -124,24 +129,24 @@ class CrossFormer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes)
+        _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes, strides=strides)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
-        group_sizes = policy_sizes(group_sizes, depths, img_size)
+        group_sizes = policy_sizes(group_sizes, depths, img_size, strides[0])
         dims = [embed_dim * 2**i for i in range(len(depths))]
         rules = rule_per_block(depths, group_sizes, intervals, lda)
         tables = expand_per_block(position_sizes or group_sizes, depths, "position size")
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         options = {"qkv_bias": qkv_bias, "attn_drop": attn_drop_rate, "proj_drop": proj_drop_rate}
         block = partial(_build_block, attention, position, mlp_ratio, options)
-        ape = _absolute_position(img_size, embed_dim) if position == "ape" else None
+        ape = _absolute_position(img_size, strides[0], embed_dim) if position == "ape" else None
         self.stages = nn.Sequential()
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
-            dim_in, stride, norm = (dims[i - 1], 2, "before") if i else (in_chans, 4, "after")
-            cel = CrossScaleEmbedding(dim_in, dim, kernel_sizes[i], stride, cast(Any, norm), allocation)
+            dim_in, norm = (dims[i - 1], "before") if i else (in_chans, "after")
+            cel = CrossScaleEmbedding(dim_in, dim, kernel_sizes[i], strides[i], cast(Any, norm), allocation)
             cooler = [build_cooling(cooling_kind, dim, j, depth, cooling) for j in range(depth)]
             blocks = map(partial(block, dim, num_heads[i]), rules[i], tables[i], rates[i].tolist(), cooler)
             self.stages.append(CrossFormerStage(cel, list(blocks), None if i else ape))
-        self.feature_info = _feature_info(dims)
+        self.feature_info = _feature_info(dims, strides)
         self.num_features = self.head_hidden_size = dims[-1]
         self.norm: nn.Module = nn.LayerNorm(dims[-1])
         self.head = ClassifierHead(dims[-1], num_classes, global_pool, drop_rate, input_fmt="NHWC")
@@ -364,14 +369,17 @@ def _build_block(
     return CrossFormerBlock(dim, attn, mlp_ratio, options["proj_drop"], drop_path, cooling)
 
 
-def _feature_info(dims: Sequence[int]) -> list[dict[str, Any]]:
+def _feature_info(dims: Sequence[int], strides: Sequence[int]) -> list[dict[str, Any]]:
     """Channels and stride of every stage's map, for timm's feature extractors."""
-    return [{"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, dim in enumerate(dims)]
+    return [
+        {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+        for i, (dim, reduction) in enumerate(zip(dims, accumulate(strides, mul), strict=True))
+    ]
 
 
-def _absolute_position(img_size: int | tuple[int, int], dim: int) -> AbsolutePositionEmbedding:
+def _absolute_position(img_size: int | tuple[int, int], stride: int, dim: int) -> AbsolutePositionEmbedding:
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    return AbsolutePositionEmbedding(-(-height // 4), -(-width // 4), dim)
+    return AbsolutePositionEmbedding(-(-height // stride), -(-width // stride), dim)
 
 
 def _init_weights(module: nn.Module, name: str = "", needs_reset: bool = True) -> None:

@@ -50,6 +50,7 @@ def load_predictor(
     `analysis.predictions.Predictor`. A prediction's `to_json()` is plain data:
 
         classification  {"top": [{"class", "probability"}, …]}, best first
+        multi_label     {"labels": [{"class", "probability", "threshold"}, …]}, those that reach their threshold
         detection       {"objects": [{"class", "bbox": [x, y, width, height], "score", "segmentation"}, …]}, best first
         segmentation    {"width", "height", "classes": [{"class", "label", "share", "probability"}, …]}
 

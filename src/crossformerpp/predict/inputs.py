@@ -16,8 +16,10 @@ from PIL import Image
 
 from crossformerpp.data import tar_index
 from crossformerpp.data.files import find_files, is_hidden, warn_left_out
-from crossformerpp.data.images import IMAGE_EXTENSIONS, read_image, require_shape
+from crossformerpp.data.images import IMAGE_EXTENSIONS, require_shape
 from crossformerpp.data.names import printable, read_text
+from crossformerpp.data.pixel_files import open_pixels
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat, Pixels
 from crossformerpp.data.problems import Problems
 
 _COMPRESSED = (".tgz", ".gz", ".bz2", ".xz", ".zst")
@@ -79,8 +81,18 @@ class Images:
         is_sample = self.places[number, 0] != _FILE  # WebDataset's key ends at the first dot
         return path.parent.name, path.name.partition(".")[0] if is_sample else path.stem
 
-    def open(self, number: int) -> Image.Image:
+    def open_photograph(self, number: int) -> Image.Image:
         """The RGB image.
+
+        Raises:
+            SourceLostError, ValueError: As `open`.
+        """
+        image = self.open(number)
+        assert isinstance(image, Image.Image)
+        return image
+
+    def open(self, number: int, pixels: PixelFormat = PHOTOGRAPHS) -> Image.Image | Pixels:
+        """The RGB image, or the values of another.
 
         Raises:
             SourceLostError: Its tar file is gone, or shorter than it was.
@@ -90,16 +102,19 @@ class Images:
         tar, offset, size = self.places[number].tolist()
         source: str | BytesIO
         source = self.names[number] if tar == _FILE else _read(self.tars[tar], offset, size)
-        image = read_image(source, name)
+        image = open_pixels(source, name, pixels)
         require_shape(image, name)
         return image
 
 
-def open_images(inputs: Sequence[str | Path]) -> Images:
+def open_images(inputs: Sequence[str | Path], extensions: Sequence[str] = IMAGE_EXTENSIONS) -> Images:
     """The images that files, folders, tar files, quoted patterns (`photos/**/*.jpg`) and `@LIST` name.
 
     Folders and patterns are sorted; other files in folders are counted and named in a warning. A list is a text file
     with an image or tar file a line, paths as seen from the current folder; `@-` reads it from standard input.
+
+    Args:
+        extensions: Of the files that folders are searched for.
 
     Raises:
         ValueError: There is no such file or folder, a folder or pattern holds no image, or a tar file is damaged.
@@ -107,7 +122,7 @@ def open_images(inputs: Sequence[str | Path]) -> Images:
     names: list[str] = []
     tars: list[Path] = []
     places = array("q")
-    for path in _files(inputs):
+    for path in _files(inputs, tuple(extensions)):
         if not path.endswith(".tar"):
             names.append(path)
             places.extend((_FILE, _FILE, _FILE))
@@ -122,45 +137,41 @@ def open_images(inputs: Sequence[str | Path]) -> Images:
     return Images(Names(names), tars, np.frombuffer(places, "q").reshape(-1, 3))
 
 
-def _files(inputs: Sequence[str | Path]) -> Iterator[str]:
+def _files(inputs: Sequence[str | Path], extensions: tuple[str, ...]) -> Iterator[str]:
     """Paths of images and tar files."""
     for given in inputs:
         path = Path(given)
         text = str(given)
         if path.is_dir():
-            yield from _search(path)
+            yield from _search(path, extensions)
         elif path.exists():
             yield _taken(text)
         elif text.startswith("@"):
             yield from map(_taken, _listed(text[1:]))
         elif glob.has_magic(text):
-            yield from _matching(text)
+            yield from _matching(text, extensions)
         else:
             raise ValueError(f"{text}: no such image or folder")
 
 
-def _search(folder: Path) -> list[str]:
+def _search(folder: Path, extensions: tuple[str, ...]) -> list[str]:
     left_out = Problems()
-    inside = sorted(find_files(folder, (*IMAGE_EXTENSIONS, ".tar"), left_out))
+    inside = sorted(find_files(folder, (*extensions, ".tar"), left_out))
     if not inside:
         more = f"; left out {left_out}" if left_out.found else ""
-        raise ValueError(
-            f"{folder}: no images in this folder (looked for {' '.join(IMAGE_EXTENSIONS)} .tar{more})"
-        )
+        raise ValueError(f"{folder}: no images in this folder (looked for {' '.join(extensions)} .tar{more})")
     warn_left_out(folder, left_out)
     return list(map(str, inside))
 
 
-def _matching(pattern: str) -> Iterator[str]:
+def _matching(pattern: str, extensions: tuple[str, ...]) -> Iterator[str]:
     found = [path for path in sorted(glob.glob(pattern, recursive=True)) if not is_hidden(Path(path).name)]
-    kept = [
-        path for path in found if path.lower().endswith((*IMAGE_EXTENSIONS, ".tar")) or os.path.isdir(path)
-    ]
+    kept = [path for path in found if path.lower().endswith((*extensions, ".tar")) or os.path.isdir(path)]
     if not kept:
         raise ValueError(f"{pattern}: no image matches this pattern")
     for path in kept:
         if os.path.isdir(path):
-            yield from () if "**" in pattern else _search(Path(path))  # `**` has been in there
+            yield from () if "**" in pattern else _search(Path(path), extensions)  # `**` has been in there
         else:
             yield path
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.predict.inputs import Images, SourceLostError
 
 _AHEAD = 2  # batches that each worker may be ahead
@@ -45,11 +46,13 @@ class Loader:
 
     Attributes:
         keep: Whether the images are needed beside what the network sees.
+        pixels: How they are read.
     """
 
     images: Images
-    prepare: Callable[[Image.Image], Any]
+    prepare: Callable[[Any], Any]
     keep: bool
+    pixels: PixelFormat = PHOTOGRAPHS
 
     def load(self, batch: range) -> Loaded:
         """One batch, here and now."""
@@ -59,7 +62,7 @@ class Loader:
         errors: dict[int, str] = {}
         for number in batch:
             try:
-                image = self.images.open(number)
+                image = self.images.open(number, self.pixels)
             except SourceLostError as error:
                 return Loaded(numbers, prepared, pixels, errors, str(error))
             except ValueError as error:
@@ -68,7 +71,7 @@ class Loader:
             numbers.append(number)
             prepared.append(self.prepare(image))
             if self.keep:
-                pixels.append(np.array(image))
+                pixels.append(np.array(image if isinstance(image, Image.Image) else image.preview()))
         return Loaded(numbers, prepared, pixels, errors)
 
 

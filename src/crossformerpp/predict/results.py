@@ -270,9 +270,8 @@ def _rows(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 def _entries(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a result says of each class or object, under the columns' names; one empty entry where that is nothing."""
-    entries: list[dict[str, Any]] = (
-        record.get("top") or record.get("objects") or record.get("classes") or [{}]
-    )
+    kinds = ("top", "labels", "objects", "classes")
+    entries: list[dict[str, Any]] = next((record[kind] for kind in kinds if record.get(kind)), [{}])
     for entry in entries:
         found = dict(zip(("x", "y", "width", "height"), entry.get("bbox", ()), strict=False)) | entry
         if entry.get("answer"):  # of the promised set; class names may come twice

@@ -105,7 +105,8 @@ class PredictionRun:
             ValueError: A tar file is gone, or a worker process was killed; what was done before is written.
             OSError: The disk is full; as above.
         """
-        loader = Loader(self.images, self.predictor.prepare, keep=self.pictures is not None)
+        keep = self.pictures is not None
+        loader = Loader(self.images, self.predictor.prepare, keep, self.predictor.pixels)
         device = getattr(self.predictor, "device", None)
         is_gpu = device is not None and device.type == "cuda"
         waiting: deque[list[_Pending]] = deque()

@@ -5,7 +5,14 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, FolderSection, ScenesSection, Section
+from crossformerpp.recipes.schema import (
+    BaseRecipe,
+    FolderSection,
+    PixelSection,
+    ScenesSection,
+    Section,
+    refuse_for_photographs,
+)
 from crossformerpp.recipes.tiles import TilesSection
 
 
@@ -22,12 +29,13 @@ class JitterSection(Section):
         return self
 
 
-class DetectionData(FolderSection):
+class DetectionData(PixelSection, FolderSection):
     """Where images and annotations come from, and the size at which the network sees them.
 
     The folder `root` is searched for COCO's own layout (annotations/instances_train2017.json, train2017/, …), the
     plain one (annotations/instances_train.json, images/train/ or train/) and that of exports
-    (train/_annotations.coco.json). Files of other names are given one by one, relative to the folder.
+    (train/_annotations.coco.json), for YOLO's data.yaml and for Pascal VOC's Annotations. COCO files of other names are
+    given one by one, relative to the folder.
     """
 
     source: Literal["digit_scenes", "folder"] = "folder"
@@ -35,6 +43,10 @@ class DetectionData(FolderSection):
     train_images: Path | None = None
     val_annotations: Path | None = None
     val_images: Path | None = None
+    format: Literal["auto", "coco", "yolo", "voc"] = "auto"  # which one, where a folder holds several
+    val_fraction: float = Field(
+        default=0.2, gt=0, lt=1
+    )  # where the folder has no validation split of its own
     scenes: ScenesSection = ScenesSection()
     short_side: tuple[PositiveInt, ...] = (800,)  # training: one of them at random; evaluation: the last
     long_side: PositiveInt = 1333  # at most
@@ -50,8 +62,6 @@ class DetectionData(FolderSection):
     min_visible: float = Field(
         default=0.25, ge=0, le=1
     )  # objects of which crops, tiles or pasted objects leave a smaller share are removed
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -113,6 +123,17 @@ class DetectionRecipe(BaseRecipe):
     task: Literal["detection"]
     data: DetectionData
     detector: DetectorSection
+
+    @model_validator(mode="after")
+    def _can_see_its_images(self) -> Self:
+        refuse_for_photographs(
+            self.data,
+            {
+                "data.color_jitter": (self.data.color_jitter, 0.0),
+                "detector.rules": (self.detector.rules, "torchvision"),
+            },
+        )
+        return self
 
     @model_validator(mode="after")
     def _has_masks_to_paste(self) -> Self:

@@ -11,13 +11,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
+
+from crossformerpp.data.pixels import PixelFormat
 
 
 def _plain(value: Any) -> Any:
@@ -37,6 +41,20 @@ def _plain(value: Any) -> Any:
     return value
 
 
+AUTO = 0  # stands for a count that the engine chooses before the run begins
+
+
+def _count_or_auto(value: Any) -> Any:
+    if value == "auto":
+        return AUTO
+    if isinstance(value, int) and value < 1:
+        raise ValueError("must be a positive number or auto")
+    return value
+
+
+AutoCount = Annotated[
+    int, BeforeValidator(_count_or_auto), PlainSerializer(lambda count: "auto" if count == AUTO else count)
+]
 Options = Annotated[dict[str, Any], AfterValidator(_plain)]  # keyword arguments for something else
 
 
@@ -57,6 +75,52 @@ class FolderSection(Section):
         if isinstance(values, dict) and values.get("root") is not None:
             return {**values, "source": "folder"}
         return values
+
+
+class PixelSection(Section):
+    """What the values of an image are, and how they are normalised; `crossformer data check` prints it for a folder."""
+
+    channels: PositiveInt = 3  # of the images, and so of the network (model.options.in_chans)
+    # the value that means 1, as 4095 of 12 bits. None: where channels is 3, every image is made RGB of 8 bits; else
+    # 255 of 8 bits, of 16 what the image's own depth holds, and 1 of floating point
+    max_value: PositiveFloat | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's, per channel
+    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _has_a_value_per_channel(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}, for {self.channels} channels: `crossformer "
+                "data check FOLDER` prints those of your images"
+            )
+        return self
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """How images are read."""
+        return PixelFormat(self.channels, self.max_value)
+
+
+def refuse_for_photographs(data: PixelSection, settings: dict[str, tuple[Any, Any]]) -> None:
+    """
+    Args:
+        settings: Those that serve 8-bit RGB photographs only: name → value and the value that serves all images.
+
+    Raises:
+        ValueError: The images are others, and some of them are set; names all and how to switch them off.
+    """
+    wrong = {name: pair for name, pair in settings.items() if pair[0] != pair[1]}
+    if wrong and not data.pixels.is_photograph:
+        given = ", ".join(f"{name}={value}" for name, (value, _) in wrong.items())
+        fixes = (
+            f"--set {name}={'null' if off is None else str(off).lower()}" for name, (_, off) in wrong.items()
+        )
+        needs = "needs" if len(wrong) == 1 else "need"
+        raise ValueError(
+            f"{given} {needs} 8-bit RGB photographs, but data.channels is {data.channels} and data.max_value "
+            f"{data.max_value}; pass {' '.join(fixes)}"
+        )
 
 
 class ScenesSection(Section):
@@ -187,19 +251,24 @@ class TrainerSection(Section):
     """Length (either `epochs` or `steps`), batches, devices and logging.
 
     `batch_size` is the number of samples behind one optimiser step, over all devices and accumulated
-    batches: a recipe means the same training on one device as on eight.
+    batches: a recipe means the same training on one device as on eight. `auto` is the largest that memory holds at
+    once, with `optim.lr` scaled from `optim.lr_batch_size`. `accumulate: auto` keeps the samples of a step and makes
+    of them as few batches as memory allows.
     """
 
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
-    batch_size: PositiveInt = 64
-    accumulate: PositiveInt = 1
+    minutes: PositiveFloat | None = None  # the run ends early, properly, when this time is over
+    patience: PositiveInt | None = None  # it ends after so many evaluations without a better result
+    batch_size: AutoCount = 64
+    accumulate: AutoCount = 1
     eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
     eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
     inside_every: PositiveInt | None = None  # steps between the rows of inside.csv; None: no such file
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
     result: Literal["best", "last"] = "best"  # the checkpoint that is the run's result
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: PositiveInt | Literal["auto"] = "auto"  # per machine; under torchrun and SLURM leave it out
@@ -230,6 +299,30 @@ class BaseRecipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     ema: EmaSection | None = None
     trainer: TrainerSection
+
+    @model_validator(mode="before")
+    @classmethod
+    def _network_takes_the_channels(cls, values: Any) -> Any:
+        data, model = (
+            (values.get(name) for name in ("data", "model")) if isinstance(values, dict) else (None, None)
+        )
+        channels = data.get("channels", 3) if isinstance(data, dict) else 3
+        if channels == 3 or not isinstance(model, dict):
+            return values
+        options = model.get("options") or {}
+        if not isinstance(options, dict):
+            return values
+        return {**values, "model": {**model, "options": {"in_chans": channels, **options}}}
+
+    @model_validator(mode="after")
+    def _has_the_network_for_its_images(self) -> Self:
+        channels = getattr(getattr(self, "data", None), "channels", 3)
+        takes = self.model.options.get("in_chans", 3)
+        if takes != channels:
+            raise ValueError(
+                f"model.options.in_chans is {takes}, but data.channels is {channels}: leave in_chans out, it follows"
+            )
+        return self
 
     @model_validator(mode="after")
     def _is_elastic_as_its_task(self) -> Self:

@@ -5,24 +5,33 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from crossformerpp.recipes.schema import BaseRecipe, ScenesSection, Section
+from crossformerpp.recipes.schema import (
+    BaseRecipe,
+    PixelSection,
+    ScenesSection,
+    Section,
+    refuse_for_photographs,
+)
 
 
-class SegmentationData(Section):
+class SegmentationData(PixelSection):
     """Where images and label masks come from. A folder `root` replaces digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
     root: Path | None = None
+    format: Literal["auto", "masks", "coco", "yolo", "voc"] = (
+        "auto"  # folder: masks, or polygons to draw them from
+    )
     class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
-    palette: Path | None = None  # folder: a table name,r,g,b, one row per label, for masks of colours
+    # folder: a table name,r,g,b, one row per label, for masks of colours; default: class_dict.csv or the like in the
+    # folder, or the colours that occur
+    palette: Path | None = None
     ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
     mask_values: list[int] | None = (
         None  # folder: value of each label in the masks, as [0, 255]; default: 0, 1, …
     )
     val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
     scenes: ScenesSection = ScenesSection()
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="before")
     @classmethod
@@ -101,3 +110,14 @@ class SegmentationRecipe(BaseRecipe):
     head: HeadSection
     augment: AugmentSection = AugmentSection()
     inference: InferenceSection = InferenceSection()
+
+    @model_validator(mode="after")
+    def _can_see_its_images(self) -> Self:
+        refuse_for_photographs(
+            self.data,
+            {
+                "augment.photometric": (self.augment.photometric, False),
+                "inference.rules": (self.inference.rules, "crossformerpp"),
+            },
+        )
+        return self

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from crossformerpp.runtime.classifier import OnnxClassifier
+from crossformerpp.runtime.classifier import OnnxClassifier, OnnxLabelSets
 from crossformerpp.runtime.detector import OnnxDetector
 from crossformerpp.runtime.files import ExportedNetwork, open_onnx
 from crossformerpp.runtime.instances import OnnxInstances
@@ -12,6 +12,7 @@ from crossformerpp.runtime.segmenter import OnnxSegmenter
 Predictor = OnnxClassifier | OnnxDetector | OnnxInstances | OnnxSegmenter
 _PREDICTORS: dict[str, type[Predictor]] = {
     "classification": OnnxClassifier,
+    "label sets": OnnxLabelSets,
     "retinanet": OnnxDetector,
     "mask_rcnn": OnnxInstances,
     "segmentation": OnnxSegmenter,
@@ -37,6 +38,8 @@ def predictor_of(network: ExportedNetwork, path: Path, **options: Any) -> Predic
         ValueError: It holds a backbone alone.
     """
     kind = network.about.get("network", network.about["task"])
+    if network.about.get("thresholds") is not None:
+        kind = "label sets"
     if kind not in _PREDICTORS:
         raise ValueError(
             f"{path}: exported with --features, which name nothing; export the whole model to predict"

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
-_Triple = tuple[float, float, float]
 _Byte = Annotated[int, Field(ge=0, le=255)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 _Side = Annotated[int, Field(ge=1, le=1 << 14)]
 
 
@@ -23,8 +23,10 @@ class _View(BaseModel):
 class About(BaseModel, extra="allow"):
     """The JSON inside an exported file, see `crossformerpp.export.networks`."""
 
-    mean: _Triple
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    mean: Annotated[tuple[float, ...], Field(min_length=1)]
+    std: tuple[PositiveFloat, ...]
+    in_chans: PositiveInt = 3
+    max_value: PositiveFloat | None = None
     short_sides: tuple[PositiveInt, PositiveInt | None]
     view: _View = _View()
     class_names: Annotated[list[str], Field(min_length=1)]
@@ -48,6 +50,7 @@ class Classification(About):
     task: Literal["classification"]
     labels: list[str] | None = None  # the names of the data's folders, where they are not the class names
     conformal: _Promise | None = None
+    thresholds: list[_Share] | None = None  # of a multi-label classifier, one per class
 
 
 class Segmentation(About):
@@ -86,8 +89,17 @@ def read_about(text: str, path: Path) -> dict[str, Any]:
             f"{path}: damaged, or not of `crossformer export`: what it says of itself cannot be used ({problems})"
         ) from None
     found = about.model_dump(mode="json")
+    if not len(about.mean) == len(about.std) == about.in_chans:
+        raise ValueError(
+            f"{path}: damaged, {len(about.mean)} means and {len(about.std)} deviations of {about.in_chans} channels"
+        )
     if about.task == "classification" and (about.view.crop is None or about.view.short_side is None):
         raise ValueError(f"{path}: damaged, it does not say how to crop an image")
+    thresholds = getattr(about, "thresholds", None)
+    if thresholds is not None and len(thresholds) != len(about.class_names):
+        raise ValueError(
+            f"{path}: damaged, {len(thresholds)} thresholds for {len(about.class_names)} classes"
+        )
     if about.task == "detection" and about.view.short_side is None:
         raise ValueError(f"{path}: damaged, it does not say how to resize an image")
     if about.task == "detection" and about.network == "retinanet" and len(about.anchors) != 5:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
 from crossformerpp.data.opencv import resize_bytes
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.runtime.files import ExportedNetwork
 from crossformerpp.runtime.resizing import resize_exactly
 
@@ -34,24 +35,25 @@ class OnnxObjects(Predictor[ObjectPrediction]):
 
     def __init__(self, network: ExportedNetwork, min_score: float = 0.5, **_: Any) -> None:
         self.network = network
+        self.pixels = network.pixels
         self.class_names: list[str] = network.about["class_names"]
         self.min_score = min_score
         self.is_exact = network.about["rules"] == "mmdetection"
 
-    def prepare(self, image: Image.Image) -> Image.Image:
+    def prepare(self, image: Image.Image | Pixels) -> Image.Image | Pixels:
         return image
 
-    def predict(self, prepared: Sequence[Image.Image]) -> list[ObjectPrediction]:
+    def predict(self, prepared: Sequence[Image.Image | Pixels]) -> list[ObjectPrediction]:
         return [self._predict_one(image) for image in prepared]
 
-    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
+    def _predict_one(self, image: Image.Image | Pixels) -> ObjectPrediction:
         raise NotImplementedError
 
 
 class OnnxDetector(OnnxObjects):
     """Objects of an image of any size."""
 
-    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
+    def _predict_one(self, image: Image.Image | Pixels) -> ObjectPrediction:
         pixels, (height, width) = seen_by(self.network, image)
         logits, offsets = (output[0] for output in self.network(pixels))
         boxes, scores, labels = self._candidates(logits, offsets, pixels.shape[2:])
@@ -67,7 +69,7 @@ class OnnxDetector(OnnxObjects):
         ]
         return ObjectPrediction(found, self.class_names)
 
-    def network_input(self, image: Image.Image) -> np.ndarray:
+    def network_input(self, image: Image.Image | Pixels) -> np.ndarray:
         """(1, 3, H, W), normalised and padded."""
         return seen_by(self.network, image)[0]
 
@@ -93,7 +95,7 @@ class OnnxDetector(OnnxObjects):
         return boxes, scores, labels
 
 
-def seen_by(network: ExportedNetwork, image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
+def seen_by(network: ExportedNetwork, image: Image.Image | Pixels) -> tuple[np.ndarray, tuple[int, int]]:
     """The image as a detector sees it, (1, 3, H, W), and its height and width without the padding."""
     view = network.about["view"]
     scale = min(view["short_side"] / min(image.size), view["long_side"] / max(image.size))

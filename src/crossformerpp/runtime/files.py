@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from crossformerpp.data.pixels import PixelFormat
 from crossformerpp.runtime.about import read_about
 
 KEY = "crossformerpp"  # under which a file's metadata holds JSON
@@ -24,7 +25,7 @@ class ExportedNetwork:
     about: dict[str, Any]
 
     def __call__(self, images: np.ndarray, **others: np.ndarray) -> list[np.ndarray]:
-        """Normalised images (B, 3, H, W), and the graph's other inputs -> the outputs.
+        """Normalised images (B, C, H, W), and the graph's other inputs -> the outputs.
 
         Raises:
             ValueError: The graph does not serve images of this size, cannot be run, or its output is NaN.
@@ -43,10 +44,16 @@ class ExportedNetwork:
             raise ValueError("the network's output is not a number (NaN)")
         return outputs
 
+    @property
+    def pixels(self) -> PixelFormat:
+        """How images are read."""
+        return PixelFormat(self.about["in_chans"], self.about["max_value"])
+
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """H × W × 3 from 0 to 255 -> (1, 3, H, W) of float32."""
+        """H × W × C, of photographs from 0 to 255, of others from 0 to 1 -> (1, C, H, W) of float32."""
+        white = 255 if self.pixels.is_photograph else 1
         mean, std = (np.asarray(self.about[name], np.float32) for name in ("mean", "std"))
-        normal = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        normal = (pixels.astype(np.float32) / np.float32(white) - mean) / std
         return np.ascontiguousarray(normal.transpose(2, 0, 1))[None]
 
 

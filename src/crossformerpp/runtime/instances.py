@@ -11,6 +11,7 @@ from PIL import Image
 
 from crossformerpp.analysis.predictions import ObjectPrediction
 from crossformerpp.data.masks import encode_mask
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.runtime.detector import OnnxObjects, seen_by
 from crossformerpp.runtime.resizing import interpolate
 
@@ -18,7 +19,7 @@ from crossformerpp.runtime.resizing import interpolate
 class OnnxInstances(OnnxObjects):
     """Objects with masks, of an image of any size."""
 
-    def _predict_one(self, image: Image.Image) -> ObjectPrediction:
+    def _predict_one(self, image: Image.Image | Pixels) -> ObjectPrediction:
         pixels, (height, width) = seen_by(self.network, image)
         boxes, labels, scores, masks = self.network(
             pixels, size=np.array([height, width]), min_score=np.array(self.min_score, np.float32)

@@ -3,9 +3,13 @@
 import numpy as np
 from PIL import Image
 
+from crossformerpp.data.pixels import Pixels, resize
 
-def resize_exactly(image: Image.Image, width: int, height: int) -> np.ndarray:
-    """Bilinear with antialiasing, unrounded: H × W × 3 of float32 from 0 to 255."""
+
+def resize_exactly(image: Image.Image | Pixels, width: int, height: int) -> np.ndarray:
+    """Bilinear with antialiasing, unrounded: H × W × 3 of float32 from 0 to 255, or what other values an image has."""
+    if isinstance(image, Pixels):
+        return resize(image.values, height, width, "bilinear")
     bands = [band.convert("F").resize((width, height), Image.Resampling.BILINEAR) for band in image.split()]
     return np.stack([np.asarray(band) for band in bands], axis=-1)
 

@@ -12,6 +12,7 @@ from PIL import Image
 from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.images import scaled_size
 from crossformerpp.data.opencv import resize_bytes
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.runtime.files import ExportedNetwork
 from crossformerpp.runtime.resizing import interpolate, resize_exactly
 
@@ -29,16 +30,17 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
 
     def __init__(self, network: ExportedNetwork, **_: Any) -> None:
         self.network = network
+        self.pixels = network.pixels
         self.class_names: list[str] = network.about["class_names"]
         self.in_two_steps = network.about["rules"] == "mmsegmentation"  # see `tasks.segmentation.inference`
 
-    def prepare(self, image: Image.Image) -> Image.Image:
+    def prepare(self, image: Image.Image | Pixels) -> Image.Image | Pixels:
         return image
 
-    def predict(self, prepared: Sequence[Image.Image]) -> list[MaskPrediction]:
+    def predict(self, prepared: Sequence[Image.Image | Pixels]) -> list[MaskPrediction]:
         return [self._predict_one(image) for image in prepared]
 
-    def _predict_one(self, image: Image.Image) -> MaskPrediction:
+    def _predict_one(self, image: Image.Image | Pixels) -> MaskPrediction:
         logits = self.network(self.network_input(image))[0][0]
         labels = np.empty((image.height, image.width), np.int16)
         sums = np.zeros(len(self.class_names))
@@ -54,7 +56,7 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
         colors = [(r, g, b) for r, g, b in self.network.about["colors"]]
         return MaskPrediction(labels, sums / counts.clip(min=1), {}, self.class_names, colors)
 
-    def network_input(self, image: Image.Image) -> np.ndarray:
+    def network_input(self, image: Image.Image | Pixels) -> np.ndarray:
         """(1, 3, H, W), normalised."""
         *first, (height, width) = self._sizes(image)
         if self.in_two_steps:
@@ -67,14 +69,14 @@ class OnnxSegmenter(Predictor[MaskPrediction]):
         more = [max(-(-side // _CELL) * _CELL, _LEAST_SIDE) - side for side in (height, width)]
         return self.network.normalise(np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge"))
 
-    def _sizes(self, image: Image.Image) -> list[list[int]]:
+    def _sizes(self, image: Image.Image | Pixels) -> list[list[int]]:
         """Height and width after each step of resizing."""
         view = self.network.about["view"]
         exact = scaled_size((image.height, image.width), view["short_side"])
         size = [-(-length // view["multiple_of"]) * view["multiple_of"] for length in exact]
         return [exact, size] if self.in_two_steps else [size]
 
-    def _at_pixels(self, logits: np.ndarray, rows: range, image: Image.Image) -> np.ndarray:
+    def _at_pixels(self, logits: np.ndarray, rows: range, image: Image.Image | Pixels) -> np.ndarray:
         """Logits (K, h/4, w/4) at rows of the image's pixels, (K, rows, W)."""
         height, width = self._sizes(image)[-1]
         y, x = _centres(rows, height / image.height), _centres(range(image.width), width / image.width)

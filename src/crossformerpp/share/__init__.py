@@ -5,6 +5,7 @@
     README.md           the card, with metrics and pictures of the run's evaluation
     app.py              a Gradio page, see `page`; requirements.txt names what it needs
     conformal.json      a classifier's threshold, if it was calibrated
+    thresholds.json     those of a multi-label classifier
 
 `from_pretrained` opens it. timm reads classifiers from the disk, `timm.create_model("local-dir:FOLDER")`, or from the
 Hub once they are pushed, `timm.create_model("hf-hub:USER/NAME")`, after `import crossformerpp`.
@@ -32,7 +33,7 @@ from crossformerpp.recipes.load import dump_recipe, without_paths
 from crossformerpp.share.card import model_card
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.backbone import create_model
-from crossformerpp.tasks.classification import crop_share
+from crossformerpp.tasks.classification import crop_share, thresholds
 from crossformerpp.tasks.classification.promise import FILE, promise_file, read_promise
 from crossformerpp.tasks.hub import PREFIX
 from crossformerpp.tasks.loading import load_weights
@@ -43,7 +44,16 @@ _WIDEST = 1600  # pixels of a picture
 _REQUIREMENTS = """# crossformerpp is not on an index yet: install it from a checkout, pip install .
 gradio>=5
 """
-_FILES = [WEIGHTS, CONFIG, "README.md", "app.py", "requirements.txt", FILE, *_PICTURES]  # what is pushed
+_FILES = [
+    WEIGHTS,
+    CONFIG,
+    "README.md",
+    "app.py",
+    "requirements.txt",
+    FILE,
+    thresholds.FILE,
+    *_PICTURES,
+]  # what is pushed
 
 
 def from_pretrained(address: str | Path, device: str = "cpu", **options: Any) -> Predictor[Any]:
@@ -83,6 +93,12 @@ def write_folder(
         ValueError: The run cannot be used, or the folder holds something.
     """
     saved = open_saved(run)
+    data: Any = getattr(saved.recipe, "data", None)
+    if not data.pixels.is_photograph:
+        raise ValueError(
+            f"{run}: a model of images with {data.channels} channel(s); the page and the card of a shared folder show "
+            "RGB photographs only. Hand on the run itself, or `crossformer export` it"
+        )
     refuse_taken(folder, overwrite)
     shown = [name for name in _PICTURES if pictures and (run / name).is_file()]
     address = f"{PREFIX}{repo}" if repo else f"local-dir:{folder.name}"
@@ -122,7 +138,10 @@ def _write_classifier(saved: SavedRun, recipe: ClassificationRecipe, draft: Path
         "license": license,
     }
     save_model(model, draft, config, recipe.model.options)
-    if read_promise(saved) is not None:
+    if recipe.multi_label:
+        if (kept := thresholds.thresholds_file(saved)).is_file():
+            (draft / thresholds.FILE).write_bytes(kept.read_bytes())
+    elif read_promise(saved) is not None:
         (draft / FILE).write_bytes(promise_file(saved).read_bytes())
 
 
@@ -138,6 +157,10 @@ def _describe(saved: SavedRun, draft: Path) -> None:
     """What `open_saved` reads, into config.json."""
     config = json.loads((draft / CONFIG).read_text(encoding="utf-8"))
     recipe = dump_recipe(without_paths(saved.recipe.model_copy(update={"ema": None})))
+    if getattr(saved.recipe, "multi_label", False):
+        config["problem_type"] = (
+            "multi_label_classification"  # for transformers' pipeline: a sigmoid, no softmax
+        )
     write_json(draft / CONFIG, config | {SHARED_KEY: pack(recipe, saved.class_names, saved.step)})
 
 

@@ -1,5 +1,7 @@
 """The model card of a shared folder: YAML header for the Hub, use, classes, metrics, pictures, recipe, licence."""
 
+import html
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,9 +98,14 @@ def model_card(
         version=crossformerpp.__version__,
         use="\n\n".join([*use, _PREDICTOR.format(place=place)]),
         address=address if address.startswith("hf-hub:") else place,
-        classes=", ".join(classes[:_NUM_SHOWN]) + more,
+        classes=", ".join(map(_as_text, classes[:_NUM_SHOWN])) + more,
         metrics="\n".join(table) if numbers else "Not evaluated.",
         pictures=f"\n## Pictures\n\n{shown}\n" if pictures else "",
         recipe=dump_recipe(without_paths(recipe)),
         license=f"The weights are under {license}.",
     )
+
+
+def _as_text(name: str) -> str:
+    """A name in one line of Markdown, whatever it holds: no HTML, link or emphasis comes of it."""
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(" ".join(name.split()), quote=False))

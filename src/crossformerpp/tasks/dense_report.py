@@ -13,6 +13,7 @@ from crossformerpp.analysis.report import Pair, Report, Table
 from crossformerpp.data.crops import WholeImages
 from crossformerpp.data.detection import EvalImages, open_image, truth
 from crossformerpp.data.names import read_text
+from crossformerpp.data.pixels import Pixels, as_picture
 from crossformerpp.data.split import Split
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.report import FinishedRun, open_run, parts_of_model, speed
@@ -76,7 +77,7 @@ def describe_run(path: Path, seconds: float = 2.0) -> Report:
     )
 
 
-def _pairs(split: Split, predictor: Any) -> tuple[list[Pair], Image.Image]:
+def _pairs(split: Split, predictor: Any) -> tuple[list[Pair], Image.Image | Pixels]:
     """Images spread evenly over the split, truth beside prediction; and the first of them as it is."""
     dataset: Any = split.dataset
     numbers = range(0, len(dataset), max(1, len(dataset) // _NUM_SHOWN))[:_NUM_SHOWN]
@@ -84,20 +85,23 @@ def _pairs(split: Split, predictor: Any) -> tuple[list[Pair], Image.Image]:
     for number in numbers:
         image, true = _true(dataset, number, split.class_names, predictor)
         images.append(image)
-        pairs.append(Pair(split.names[number], true, predictor(image).pictures(image)[""]))
+        picture = predictor(image).pictures(as_picture(image))[""]
+        pairs.append(Pair(split.names[number], true, picture))
     return pairs, images[0]
 
 
-def _true(dataset: Any, number: int, names: list[str], predictor: Any) -> tuple[Image.Image, Image.Image]:
+def _true(
+    dataset: Any, number: int, names: list[str], predictor: Any
+) -> tuple[Image.Image | Pixels, Image.Image]:
     """An image, and the same with its truth drawn into it."""
     if isinstance(dataset, EvalImages):
         entry = dataset.coco.images[number]
-        image = open_image(entry)
+        image = open_image(entry, dataset.coco.pixels)
         objects = [thing for thing in truth(entry, dataset.with_masks)["objects"] if not thing["iscrowd"]]
-        return image, draw_objects(image, drawn_objects(objects, names))
+        return image, draw_objects(as_picture(image), drawn_objects(objects, names))
     assert isinstance(dataset, WholeImages)
     image, labels = dataset.source.open(number)
-    return image, blend(image, labels, predictor.colors)
+    return image, blend(as_picture(image), labels, predictor.colors)
 
 
 def _worst_classes(run: FinishedRun) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PREFIX = "hf-hub:"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_WANTED = ["model.safetensors", "config.json", "conformal.json"]
+_WANTED = ["model.safetensors", "config.json", "conformal.json", "thresholds.json"]
 
 
 def is_on_hub(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """The LightningModule that all tasks train with: optimiser, schedule, EMA and exact evaluation."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
@@ -10,13 +12,16 @@ from PIL import Image
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from crossformerpp.data.split import Split
 from crossformerpp.recipes.load import dump_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.elastic import Elastic
 from crossformerpp.tasks.loading import LoadReport
+from crossformerpp.tasks.memory import is_out_of_memory
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from crossformerpp.tasks.plug import Evaluation
 from crossformerpp.tasks.saved import KEY, pack
+from crossformerpp.tasks.watched import WatchedBatch
 
 
 class TaskModule(pl.LightningModule):
@@ -31,6 +36,9 @@ class TaskModule(pl.LightningModule):
         plan: Set by the engine before training.
         data_marks: What the checkpoint notes of the data, by split; set by the engine.
         started_from: The load report of `recipe.model.checkpoint`, if it names one; set by the task.
+        batch_multiple: A training batch must have a multiple of so many samples.
+        watch: Is shown each training batch with its losses; None: nobody looks.
+        around_gradients: What the engine does around the computation of a step's gradients.
     """
 
     monitor: ClassVar[str]
@@ -53,6 +61,17 @@ class TaskModule(pl.LightningModule):
         self.plan: Plan | None = None
         self.data_marks: dict[str, Any] = {}
         self.started_from: LoadReport | None = None
+        self.batch_multiple = 1
+        self.around_gradients: Callable[[Callable[[], Any]], Any] = lambda closure: closure()
+        self.watch: Callable[[WatchedBatch], None] | None = None
+        self._halvings = 0  # of evaluated batches, for want of memory
+
+    def meet(self, split: Split) -> None:
+        """Learn from the training data, before training, what the loss needs to know of them.
+
+        Raises:
+            ValueError: The recipe's loss does not fit them.
+        """
 
     @abstractmethod
     def loss(self, batch: Any) -> dict[str, Tensor]:
@@ -88,8 +107,27 @@ class TaskModule(pl.LightningModule):
         self.losses = {name: value.detach() for name, value in losses.items()}
         return losses["loss"]
 
+    def halves(self, batch: Any) -> list[Any]:
+        """An evaluated batch in two; empty if it cannot be divided, or need not, for its images come one by one."""
+        return []
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.evaluate_batch(self.judged, batch)
+        self._evaluate(batch)
+
+    def _evaluate(self, batch: Any, halved: int = 0) -> None:
+        """Evaluate a batch that was halved so often, or its halves, if so many images do not fit into memory."""
+        halves = self.halves(batch)
+        if halved >= self._halvings or not halves:
+            try:
+                self.evaluate_batch(self.judged, batch)
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or not halves:
+                    raise
+            self._halvings = halved + 1
+            warnings.warn("out of memory in an evaluation: its batches are halved", stacklevel=2)
+        for half in halves:
+            self._evaluate(half, halved + 1)
 
     def on_validation_epoch_end(self) -> None:
         self.last_evaluation = self.evaluation()
@@ -109,6 +147,12 @@ class TaskModule(pl.LightningModule):
         for saved, fresh in zip(state["param_groups"], optimizer.param_groups, strict=True):
             saved.update({key: value for key, value in fresh.items() if key != "params"})
         checkpoint["lr_schedulers"] = [schedule.state_dict()]
+        # the loops count batches, of which a step may have had another number, or may have been dropped among them
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = checkpoint["global_step"] * self.recipe.trainer.accumulate
+        if not progress["total"]["ready"] == progress["total"]["processed"] == batches:
+            for count in (progress["total"], progress["current"]):
+                count.update(dict.fromkeys(count, batches))
 
     def on_train_start(self) -> None:
         self.lr_scheduler_step(self.lr_schedulers(), None)
@@ -123,7 +167,8 @@ class TaskModule(pl.LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        assert optimizer_closure is not None
+        super().optimizer_step(epoch, batch_idx, optimizer, partial(self.around_gradients, optimizer_closure))
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step)
 

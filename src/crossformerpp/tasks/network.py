@@ -54,6 +54,11 @@ def open_network(name: str, options: Mapping[str, Any] | None = None, size: int 
     if not isinstance(saved.recipe, ClassificationRecipe):
         raise ValueError(f"{name}: a run of {saved.recipe.task}; only classifiers can be analysed")
     data = saved.recipe.data
+    if not data.pixels.is_photograph:
+        raise ValueError(
+            f"{name}: a run on images of {data.channels} channel(s); only classifiers of RGB photographs can be "
+            "analysed"
+        )
     if size is not None:
         data = data.model_copy(update={"size": size, "eval_resize": size})
     section = saved.recipe.model

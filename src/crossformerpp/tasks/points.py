@@ -121,6 +121,12 @@ def at_setting(saved: SavedRun, setting: SettingSection) -> SavedRun:
     return replace(saved, recipe=recipe_at(saved.recipe, setting.model_dump()), is_at_point=True)
 
 
+def setting_of(recipe: BaseRecipe) -> SettingSection:
+    """The setting of a recipe that `recipe_at` made."""
+    groups = {name: recipe.model.options[name] for name in ("group_sizes", "intervals", "lda")}
+    return SettingSection(**groups, size=image_size(recipe))
+
+
 def recipe_at(recipe: BaseRecipe, setting: Mapping[str, Any]) -> BaseRecipe:
     """A recipe with the groups and the image size of a setting, given as `SettingSection` has it."""
     values = recipe.model_dump()

@@ -67,12 +67,17 @@ class Pyramid(nn.Module):
         is_part = any(key.startswith("backbone.") for key in weights)
         kept, skipped = {}, []
         for key, value in weights.items():
-            name = _PREFIX.sub("", key)
+            name = backbone_key(key)
             if (is_part and not key.startswith("backbone.")) or name.split(".")[0] not in rooms:
                 skipped.append(key)
             else:
                 kept[name] = value
         return load_weights(self.model, kept, source, skipped=skipped)
+
+
+def backbone_key(key: str) -> str:
+    """The name that a weight of a classifier, detector or segmenter has in the backbone alone."""
+    return _PREFIX.sub("", key)
 
 
 _PREFIX = re.compile(r"^(backbone\.)?(getter\.model\.)?")  # of a detector or segmenter, and of this class

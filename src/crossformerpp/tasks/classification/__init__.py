@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from timm.data import create_transform
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, Normalize
 
 from crossformerpp.analysis.predictions import Predictor
+from crossformerpp.data.balance import Labels, sample_weights
 from crossformerpp.data.classification import (
     LabelledImages,
     TransformedImages,
+    open_digit_labels,
     open_digits,
-    open_folder,
     open_mnist,
     typical_side,
 )
 from crossformerpp.data.devkit import read_real_labels
-from crossformerpp.data.huggingface import is_huggingface, open_huggingface
+from crossformerpp.data.labelled import open_labelled
+from crossformerpp.data.pixel_tensors import PixelTensor, pixel_train_transform
+from crossformerpp.data.pixels import PixelView
 from crossformerpp.data.split import Split, Which
-from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
 from crossformerpp.recipes.classification import AugmentSection, ClassificationData, ClassificationRecipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model, head_prefixes
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Classification:
-    """One label per image."""
+    """One label per image, or with `multi_label` any number."""
 
     def split(self, recipe: BaseRecipe, which: Which, class_names: list[str] | None = None) -> Split:
         assert isinstance(recipe, ClassificationRecipe)
@@ -53,9 +55,22 @@ class Classification:
             replace_unreadable=which == "train",
             max_unreadable=recipe.data.max_unreadable,
         )
-        return Split(dataset, source.class_names, names=source.names, is_drawn=source.is_drawn)
+        labels: Labels = source.labels if source.label_sets is None else source.label_sets
+        how, weights = recipe.data.sampling, None
+        if which == "train" and how != "plain":
+            weights = sample_weights(labels, len(source.class_names), how)
+        return Split(
+            dataset,
+            source.class_names,
+            names=source.names,
+            labels=labels,
+            weights=weights,
+            is_drawn=source.is_drawn,
+            found=source.found,
+        )
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
+        from crossformerpp.tasks.classification.label_sets import LabelSetModule
         from crossformerpp.tasks.classification.module import ClassificationModule
 
         assert isinstance(recipe, ClassificationRecipe)
@@ -64,14 +79,15 @@ class Classification:
         started_from = start(
             recipe.model, lambda path: load_weights(model, read_weights(path), path, may_differ=head)
         )
-        module = ClassificationModule(model, recipe, class_names)
+        kind = LabelSetModule if recipe.multi_label else ClassificationModule
+        module = kind(model, recipe, class_names)
         module.started_from = started_from
         return module
 
     def predictor(self, saved: SavedRun, **options: Any) -> Predictor[Any]:
-        from crossformerpp.tasks.classification.predictor import ClassificationPredictor
+        from crossformerpp.tasks.classification.predictor import open_classifier
 
-        return ClassificationPredictor(saved, **options)
+        return open_classifier(saved, **options)
 
 
 def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[str] | None) -> LabelledImages:
@@ -82,28 +98,45 @@ def open_images(recipe: ClassificationRecipe, which: Which, class_names: list[st
     """
     data = recipe.data
     if data.source == "digits":
-        return open_digits(which, data.size)
+        return replace(open_digits(which, data.size), pixels=data.pixels)
     if data.source == "mnist":
-        return open_mnist(which, data.size)
+        return replace(open_mnist(which, data.size), pixels=data.pixels)
+    if data.source == "digit_labels":
+        return replace(open_digit_labels(which, data.size), pixels=data.pixels)
     if data.root is None:
         raise ValueError("this recipe trains on a folder of images: pass --data FOLDER")
-    root = Path(data.root)
-    if is_imagenet_tars(root):
-        return open_imagenet_tars(root, which, class_names)
-    if has_shards(root):
-        return open_shards(root, which, class_names)
-    if is_huggingface(root):
-        return open_huggingface(root, which, class_names)
-    return open_folder(root, which, data.val_fraction, recipe.trainer.seed, class_names)
+    return open_labelled(
+        Path(data.root),
+        which,
+        wanted=None if data.format == "auto" else data.format,
+        multi_label=recipe.multi_label,
+        val_fraction=data.val_fraction,
+        seed=recipe.trainer.seed,
+        class_names=class_names,
+        pixels=data.pixels,
+    )
 
 
 def train_transform(recipe: ClassificationRecipe) -> Compose:
-    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor.
+    """timm's training augmentation: PIL image to a normalised 3 × size × size tensor. Other images are cropped and
+    flipped by torchvision, and erased by timm.
 
     Raises:
         ValueError: timm does not know such an `augment.auto_augment`.
     """
     data, augment = recipe.data, recipe.augment
+    if not data.pixels.is_photograph:
+        return pixel_train_transform(
+            data.pixels,
+            data.size,
+            scale=augment.crop_scale,
+            ratio=augment.crop_ratio,
+            flip=augment.flip,
+            erasing=augment.random_erasing,
+            interpolation=data.interpolation,
+            mean=data.mean,
+            std=data.std,
+        )
     try:
         return _create_train_transform(data, augment)
     except (AssertionError, KeyError, ValueError) as error:
@@ -128,12 +161,21 @@ def _create_train_transform(data: ClassificationData, augment: AugmentSection) -
 
 
 def eval_transform(data: ClassificationData) -> Compose:
-    """timm's evaluation view: shorter side to `eval_resize`, centre crop of `size`, normalised."""
+    """timm's evaluation view: shorter side to `eval_resize`, centre crop of `size`, normalised. Images that are no RGB
+    photographs are seen alike, in floating point."""
+    if not data.pixels.is_photograph:
+        return Compose([PixelTensor(data.pixels, pixel_view(data)), Normalize(data.mean, data.std)])
     transform = create_transform(
         data.size, interpolation=data.interpolation, crop_pct=crop_share(data), mean=data.mean, std=data.std
     )
     assert data.eval_resize in (None, transform.transforms[0].size)
     return transform
+
+
+def pixel_view(data: ClassificationData) -> PixelView:
+    """What the network sees of images that are no RGB photographs."""
+    short_side = data.eval_resize or math.floor(data.size / 0.875)
+    return PixelView(short_side, (data.size, data.size), data.interpolation)
 
 
 def crop_share(data: ClassificationData) -> float:

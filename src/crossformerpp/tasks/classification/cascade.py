@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import Field
 
 from crossformerpp.analysis.predictions import ClassPrediction, Predictor
@@ -58,6 +57,8 @@ def open_cascade(path: Path, saved: SavedRun, **options: Any) -> CascadePredicto
     """
     if saved.recipe.task != "classification":
         raise ValueError(f"--cascade: {path} is a run of {saved.recipe.task}; cascades are for classifiers")
+    if getattr(saved.recipe, "multi_label", False):
+        raise ValueError(f"--cascade: {path} has several labels per image; cascades are for one")
     return CascadePredictor(saved, read_cascade(path, saved), **options)
 
 
@@ -65,10 +66,10 @@ def open_cascade(path: Path, saved: SavedRun, **options: Any) -> CascadePredicto
 class _Views:
     """What each of two settings needs of an image."""
 
-    small: Callable[[Image.Image], Any]
-    large: Callable[[Image.Image], Any]
+    small: Callable[[Any], Any]
+    large: Callable[[Any], Any]
 
-    def __call__(self, image: Image.Image) -> tuple[Any, Any]:
+    def __call__(self, image: Any) -> tuple[Any, Any]:
         return self.small(image), self.large(image)
 
 
@@ -97,6 +98,7 @@ class CascadePredictor(Predictor[ClassPrediction]):
         self._steps = [(step, find_backbone(step.model).groups) for step in steps]
         for step in steps:  # one set of weights in memory
             step.model = steps[0].model
+        self.pixels = steps[0].pixels
         self.prepare = _Views(steps[0].prepare, steps[1].prepare)
         self.num_images = self.num_again = 0
 

@@ -36,13 +36,13 @@ class Teacher:
 
     def __init__(self, model: nn.Module, own: Colours, seen: Colours) -> None:
         self.model = model.eval().requires_grad_(False)
-        mean, std, seen_mean, seen_std = (torch.tensor(v).view(3, 1, 1) for v in (*own, *seen))
+        mean, std, seen_mean, seen_std = (torch.tensor(v).view(-1, 1, 1) for v in (*own, *seen))
         self.scale, self.shift = seen_std / std, (seen_mean - mean) / std
         self.is_same = own == seen
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) as the student sees them -> logits (B, K)."""
+        """Images (B, C, H, W) as the student sees them -> logits (B, K)."""
         if next(self.model.parameters()).device != images.device:
             self.model.to(images.device)
             self.scale, self.shift = self.scale.to(images.device), self.shift.to(images.device)
@@ -58,6 +58,9 @@ def open_teacher(recipe: ClassificationRecipe, num_classes: int) -> Teacher | No
     section = recipe.distill
     if section is None:
         return None
+    if recipe.data.channels != 3:
+        channels = {"in_chans": recipe.data.channels}
+        section = section.model_copy(update={"options": channels | section.options})
     seen = (recipe.data.mean, recipe.data.std)
     if section.checkpoint == "pretrained":
         return _open_pretrained(section, num_classes, seen)
@@ -97,7 +100,8 @@ def _open_pretrained(section: DistillSection, num_classes: int, seen: Colours) -
         raise ValueError(
             f"distill.teacher {section.teacher}: timm's weights could not be loaded ({error})"
         ) from None
-    return Teacher(model, (tuple(known["mean"]), tuple(known["std"])), seen)
+    own = (tuple(known["mean"]), tuple(known["std"]))
+    return Teacher(model, own if len(own[0]) == len(seen[0]) else seen, seen)
 
 
 def _trained_colours(path: Path) -> Colours | None:

@@ -48,8 +48,8 @@ class ClassificationEvaluation:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """top1, top5 (with more than five classes), mean accuracy over classes, cross-entropy, expected
-        calibration error (15 bins), samples, and unreadable ones if there are any.
+        """top1, top5 (with more than five classes), mean accuracy over classes (balanced accuracy), mean F1 over
+        classes, cross-entropy, expected calibration error (15 bins), samples, and unreadable ones if there are any.
 
         Raises:
             ValueError: There is no sample.
@@ -63,6 +63,7 @@ class ClassificationEvaluation:
         if len(self.class_names) > 5:
             metrics["top5"] = self._accuracy(5)
         metrics["mean_class_accuracy"] = float((self.confusion.diagonal()[met] / counts[met]).mean())
+        metrics["mean_class_f1"] = float(self.f1.nanmean())
         metrics["loss"] = float(-true.log().mean())
         metrics["calibration_error"] = float(
             multiclass_calibration_error(self.probabilities, self.labels, len(self.class_names))
@@ -107,6 +108,11 @@ class ClassificationEvaluation:
         """(K, K) counts; row = true class, column = predicted class."""
         return multiclass_confusion_matrix(self.probabilities, self.labels, len(self.class_names))
 
+    @cached_property
+    def f1(self) -> Tensor:
+        """(K,) F1 of each class; NaN of classes that are neither true nor predicted of any sample."""
+        return 2 * self.confusion.diagonal() / (self.confusion.sum(dim=0) + self.confusion.sum(dim=1))
+
     def write(self, folder: Path, split: Split) -> list[Path]:
         """confusion.png, predictions.png (the mistakes first), predictions.csv, classes.csv; samples/ of built-in
         data.
@@ -150,17 +156,23 @@ class ClassificationEvaluation:
         return [folder / name for name in names_written]
 
     def _write_classes(self, path: Path) -> None:
-        """Samples, accuracy and the most frequent mistake of each class."""
+        """Samples, accuracy (which is recall), the most frequent mistake, precision and F1 of each class."""
+        predicted = self.confusion.sum(dim=0)
         with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["class", "samples", "accuracy", "most_often_taken_for"])
+            table.writerow(["class", "samples", "accuracy", "most_often_taken_for", "precision", "f1"])
             for label, row in enumerate(self.confusion):
                 count, right = int(row.sum()), int(row[label])
                 others = row.clone()
                 others[label] = 0
                 mistaken = self.class_names[int(others.argmax())] if others.any() else ""
-                share = f"{right / count:.4f}" if count else ""
-                table.writerow([self.class_names[label], count, share, mistaken])
+                shares = [_share(right, whole) for whole in (count, int(predicted[label]))]
+                f1 = "" if self.f1[label].isnan() else f"{self.f1[label]:.4f}"
+                table.writerow([self.class_names[label], count, shares[0], mistaken, shares[1], f1])
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.4f}" if whole else ""
 
 
 def _write_samples(source: LabelledImages, class_names: list[str], folder: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it needs torchmetrics, predictions do not
     from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 
 FILE = "conformal.json"
+_VALUES = 64  # of each tensor, in a fingerprint
 
 
 class _Page(BaseModel):
@@ -35,14 +36,19 @@ class _Page(BaseModel):
 
 
 def promise_file(saved: SavedRun) -> Path:
+    """Where a classifier's threshold lies."""
+    return kept_beside(saved, FILE)
+
+
+def kept_beside(saved: SavedRun, name: str) -> Path:
     """In the run's folder or the shared one; beside any other checkpoint."""
     folder = saved.path.parent
     if folder.name == "checkpoints":
-        return folder.parent / FILE
+        return folder.parent / name
     return (
-        folder / FILE
+        folder / name
         if (folder / "config.json").is_file()
-        else saved.path.with_name(f"{saved.path.name}.{FILE}")
+        else saved.path.with_name(f"{saved.path.name}.{name}")
     )
 
 
@@ -108,9 +114,9 @@ def judge_promise(
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Of the last two tensors, the head's: they change with every training step."""
+    """Of the first values of every tensor, in whatever order a file has them: some change with every training step."""
     digest = hashlib.sha256()
-    for key in list(weights)[-2:]:
+    for key in sorted(weights):
         digest.update(key.encode())
-        digest.update(weights[key].contiguous().cpu().numpy().tobytes())
+        digest.update(weights[key].flatten()[:_VALUES].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]

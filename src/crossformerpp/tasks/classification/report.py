@@ -1,7 +1,7 @@
 """The facts that a classifier's report shows, from the run's files, its data and a short timing of its model."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from crossformerpp.analysis import layer_pictures
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.analysis.report import DrawnFigure, Report, Shown, Table
 from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.names import read_text
+from crossformerpp.data.pixels import Pixels
 from crossformerpp.layers.attention import GroupAttention
 from crossformerpp.models.crossformer import CrossFormer
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.tasks.classification import open_images
-from crossformerpp.tasks.classification.predictor import ClassificationPredictor, readable
+from crossformerpp.tasks.classification.predictor import open_classifier, readable
 from crossformerpp.tasks.report import REPAIR, FinishedRun, open_run, parts_of_model, speed, stages_of
 
 NUM_MISTAKES, NUM_RIGHT, NUM_CLASSES = 24, 40, 25  # shown at most
@@ -29,14 +30,14 @@ _MAX_DRAWN_SIDE = 16  # tokens; the numbers in a larger map could not be read
 
 
 @dataclass(frozen=True)
-class _ClassifierRun:
+class ClassifierRun:
     """A finished run, with predictions.csv, its validation images and the trained model."""
 
     run: FinishedRun
     recipe: ClassificationRecipe
     answers: list[dict[str, str]]
     source: LabelledImages
-    predictor: ClassificationPredictor
+    predictor: Any  # of its kind
 
     @property
     def path(self) -> Path:
@@ -47,16 +48,26 @@ class _ClassifierRun:
         return self.run.metrics
 
 
-def _open(path: Path) -> _ClassifierRun:
-    run = open_run(path, ("top1", "samples", "mean_class_accuracy"))
+def _open(path: Path) -> ClassifierRun:
+    columns = ("sample", "label", "predicted", "confidence", "correct")
+    return open_classifier_run(path, ("top1", "samples", "mean_class_accuracy"), columns)
+
+
+def open_classifier_run(path: Path, metrics: Sequence[str], columns: Sequence[str]) -> ClassifierRun:
+    """A finished run, whose metrics.json and predictions.csv have these.
+
+    Raises:
+        ValueError: It is no finished run, or its data is not where it was.
+    """
+    run = open_run(path, metrics)
     recipe = run.recipe
     assert isinstance(recipe, ClassificationRecipe)
-    return _ClassifierRun(
+    return ClassifierRun(
         run,
         recipe,
-        run.table("predictions.csv", ("sample", "label", "predicted", "confidence", "correct")),
+        run.table("predictions.csv", columns),
         open_images(recipe, "val", run.saved.class_names),
-        ClassificationPredictor(run.saved, top_k=3),
+        open_classifier(run.saved, top_k=3),
     )
 
 
@@ -70,39 +81,49 @@ def describe_run(path: Path, seconds: float = 2.0) -> Report:
         ValueError: It is no finished run of a classifier, or its data is not where it was.
     """
     run = _open(path)
-    timed = _speed(run, seconds)
+    timed = model_speed(run, seconds)
     wrong, right = _chosen(run.answers)
     return Report(
         title=f"{run.metrics['top1']:.1%} of {run.metrics['samples']:,} images correct",
-        subtitle=(
+        headline=[
+            (f"{run.metrics['top1']:.2%}", "top-1 accuracy"),
+            (f"{run.metrics['mean_class_accuracy']:.2%}", "mean over classes (balanced accuracy)"),
+            *costs(run, timed),
+        ],
+        mistakes=_shown(run, wrong),
+        right=_shown(run, right),
+        confusion=_confusion(run),
+        classes=_worst_classes(run),
+        speed=timed,
+        **common_facts(run, MONITOR),
+    )
+
+
+def common_facts(run: ClassifierRun, monitor: str) -> dict[str, Any]:
+    """What the reports of all classifiers say alike."""
+    return {
+        "subtitle": (
             f"{run.recipe.model.name}, trained on {len(run.run.saved.class_names)} classes with "
             f"{run.run.about['train_samples']:,} images of {run.run.data} and evaluated on "
             f"{run.metrics['samples']:,} others."
         ),
-        headline=_headline(run, timed),
-        num_mistakes=sum(row["correct"] == "0" for row in run.answers),
-        num_samples=len(run.answers),
-        mistakes=_shown(run, wrong),
-        right=_shown(run, right),
-        figures=_figures(run),
-        class_names=run.run.saved.class_names,
-        confusion=_confusion(run),
-        classes=_worst_classes(run),
-        model=parts_of_model(run.predictor.model, run.recipe.data.size),
-        speed=timed,
-        machine=run.run.machine,
-        next_steps=_next_steps(run),
-        about=run.run.beginning,
-        recipe=read_text(path / "recipe.yaml"),
-    )
+        "num_mistakes": sum(row["correct"] == "0" for row in run.answers),
+        "num_samples": len(run.answers),
+        "figures": [run.run.learning_curve(monitor), *_attention_groups(run)],
+        "class_names": run.run.saved.class_names,
+        "model": parts_of_model(run.predictor.model, run.recipe.data.size),
+        "machine": run.run.machine,
+        "next_steps": _next_steps(run),
+        "about": run.run.beginning,
+        "recipe": read_text(run.path / "recipe.yaml"),
+    }
 
 
-def _headline(run: _ClassifierRun, timed: Table) -> list[tuple[str, str]]:
+def costs(run: ClassifierRun, timed: Table) -> list[tuple[str, str]]:
+    """(figure, what it is) of the model's size and speed."""
     size = run.recipe.data.size
     cost = count_complexity(run.predictor.model, (3, size, size))
     return [
-        (f"{run.metrics['top1']:.2%}", "top-1 accuracy"),
-        (f"{run.metrics['mean_class_accuracy']:.2%}", "mean over classes"),
         (f"{cost.params / 1e6:.2f}M", "parameters"),
         (f"{cost.macs / 1e6:,.1f}M", f"multiply-accumulates at {size}×{size}"),
         (str(run.run.training_time), "h:min:s of training"),
@@ -118,46 +139,62 @@ def _chosen(answers: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], li
     return wrong[:NUM_MISTAKES], right[:: max(1, len(right) // NUM_RIGHT)][:NUM_RIGHT]
 
 
-def _shown(run: _ClassifierRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
+def with_images(
+    run: ClassifierRun, answers: Sequence[dict[str, str]]
+) -> Iterator[tuple[dict[str, str], Image.Image | Pixels]]:
+    """Rows of predictions.csv, with their images.
+
+    Raises:
+        ValueError: One is gone.
+    """
     numbers = {name: number for number, name in enumerate(run.source.names)}
-    shown = []
     for row in answers:
         if row["sample"] not in numbers:
             raise ValueError(
                 f"{run.path / 'predictions.csv'}: names {row['sample']}, which is no longer in the data; {REPAIR}"
             )
-        image = run.source.open(numbers[row["sample"]])
+        yield row, run.source.load(numbers[row["sample"]])
+
+
+def picture_of(image: Image.Image | Pixels) -> Image.Image:
+    """An RGB picture of an image as the predictor takes it."""
+    return image if isinstance(image, Image.Image) else image.preview()
+
+
+def _shown(run: ClassifierRun, answers: Sequence[dict[str, str]]) -> list[Shown]:
+    shown = []
+    for row, image in with_images(run, answers):
         truth = readable([row["label"]])[0] if row["correct"] == "0" else None
-        shown.append(Shown(image, row["sample"], truth, run.predictor(image).top))
+        shown.append(Shown(picture_of(image), row["sample"], truth, run.predictor(image).top))
     return shown
 
 
-def _figures(run: _ClassifierRun) -> list[DrawnFigure]:
-    return [run.run.learning_curve(MONITOR), *_groups(run)]
-
-
-def _groups(run: _ClassifierRun) -> list[DrawnFigure]:
+def _attention_groups(run: ClassifierRun) -> list[DrawnFigure]:
     """The groups of the first stage, if its map is small enough to draw."""
     model, size = run.predictor.model, run.recipe.data.size
-    side = -(-size // 4)
-    if not isinstance(model, CrossFormer) or side > _MAX_DRAWN_SIDE:
+    if not isinstance(model, CrossFormer):
         return []
-    attentions: list[Any] = [block.attn for block in stages_of(model)[0].blocks][:2]
+    stage = stages_of(model)[0]
+    stride = stage.embedding.stride
+    side = -(-size // stride)
+    if side > _MAX_DRAWN_SIDE:
+        return []
+    attentions: list[Any] = [block.attn for block in stage.blocks][:2]
     if len(attentions) < 2 or not all(isinstance(attn, GroupAttention) for attn in attentions):
         return []
     image = ImageOps.fit(run.source.open(0), (size, size))
     return [
         DrawnFigure(
             "Attention groups",
-            f"Every 4×4 pixels of an image form a token of the first stage's {side}×{side} map. A token attends to the "
-            "tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an interval in the "
-            "alternating long-distance blocks (LDA).",
+            f"Every {stride}×{stride} pixels of an image form a token of the first stage's {side}×{side} map. A token "
+            "attends to the tokens with its number: its neighbours in short-distance blocks (SDA), tokens at an "
+            "interval in the alternating long-distance blocks (LDA).",
             partial(layer_pictures.groups, [(side, side)], [attn.rule for attn in attentions], image),
         )
     ]
 
 
-def _confusion(run: _ClassifierRun) -> np.ndarray:
+def _confusion(run: ClassifierRun) -> np.ndarray:
     number = {name: place for place, name in enumerate(run.run.saved.class_names)}
     counts = np.zeros((len(number), len(number)), dtype=int)
     for row in run.answers:
@@ -167,7 +204,7 @@ def _confusion(run: _ClassifierRun) -> np.ndarray:
     return counts
 
 
-def _worst_classes(run: _ClassifierRun) -> Table:
+def _worst_classes(run: ClassifierRun) -> Table:
     rows = [
         row
         for row in run.run.table("classes.csv", ("class", "samples", "accuracy", "most_often_taken_for"))
@@ -175,15 +212,25 @@ def _worst_classes(run: _ClassifierRun) -> Table:
     ]
     rows.sort(key=lambda row: float(row["accuracy"]))
     return Table(
-        ("class", "samples", "accuracy", "mostly taken for"),
+        ("class", "samples", "accuracy", "precision", "F1", "mostly taken for"),
         [
-            (row["class"], row["samples"], f"{float(row['accuracy']):.1%}", row["most_often_taken_for"])
+            (
+                row["class"],
+                row["samples"],
+                *(percent(row.get(key)) for key in ("accuracy", "precision", "f1")),
+                row["most_often_taken_for"],
+            )
             for row in rows[:NUM_CLASSES]
         ],
     )
 
 
-def _speed(run: _ClassifierRun, seconds: float) -> Table:
+def percent(share: str | None) -> str:
+    """Of a cell; older runs lack some."""
+    return f"{float(share):.1%}" if share else ""
+
+
+def model_speed(run: ClassifierRun, seconds: float) -> Table:
     model, size = run.predictor.model, run.recipe.data.size
     calls: dict[str, Any] = {
         f"{count} image{'s' if count > 1 else ''} at once": (
@@ -195,7 +242,7 @@ def _speed(run: _ClassifierRun, seconds: float) -> Table:
     return speed(run.run, calls, seconds)
 
 
-def _next_steps(run: _ClassifierRun) -> list[tuple[str, str]]:
+def _next_steps(run: ClassifierRun) -> list[tuple[str, str]]:
     place = shlex.quote(str(run.path))
     steps = [
         ("Predict your own images:", f"crossformer predict {place} PHOTOS"),

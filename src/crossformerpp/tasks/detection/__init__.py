@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
 from crossformerpp.analysis.predictions import Predictor
 from crossformerpp.analysis.tiled import TiledPredictor
-from crossformerpp.data.coco import CocoSet, find_split, open_coco
+from crossformerpp.data.coco import CocoSet, Half, find_split, open_coco
 from crossformerpp.data.detection import (
     EvalImages,
     TrainImages,
@@ -23,6 +24,7 @@ from crossformerpp.data.detection import (
 )
 from crossformerpp.data.mixing import MixedImages
 from crossformerpp.data.names import printable
+from crossformerpp.data.objects import open_objects
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.scenes import default_folder, write_digit_scenes
 from crossformerpp.data.split import Split, Which
@@ -42,18 +44,21 @@ class Detection:
         assert isinstance(recipe, DetectionRecipe)
         with_masks = recipe.detector.name == "mask_rcnn"
         data = recipe.data
-        half: Literal["train", "val"] = "train" if which == "train" else "val"
-        coco = open_coco(*find_files(data, half), class_names=class_names, with_masks=with_masks)
+        coco, found = _open(recipe, which, class_names, with_masks)
+        coco = replace(coco, pixels=data.pixels)
+        described: dict[str, Any] = {"names": _names(coco), "is_drawn": coco.is_drawn, "found": found}
         if which != "train":
-            return Split(EvalImages(coco, with_masks), coco.class_names, collate, names=_names(coco))
+            return Split(EvalImages(coco, with_masks), coco.class_names, collate, **described)
         tiles = _for_training(coco, data)
-        dataset: Dataset = TrainImages(tiles, _transform(data), with_masks)
+        dataset: Dataset = TrainImages(tiles, _transform(data), with_masks, data.pixels)
         if data.copy_paste or data.mosaic:
             dataset = MixedImages(dataset, data.copy_paste, data.mosaic, data.min_visible)
         groups = aspect_groups(tiles) if data.jitter is None else None
-        counts = _counts(tiles, data.tiles is not None)
-        names = [_name(part) for part in tiles]
-        return Split(dataset, coco.class_names, collate, groups, names=names, counts=counts)
+        described |= {
+            "names": [_name(part) for part in tiles],
+            "counts": _counts(tiles, data.tiles is not None),
+        }
+        return Split(dataset, coco.class_names, collate, groups, **described)
 
     def module(self, recipe: BaseRecipe, class_names: list[str]) -> "TaskModule":
         from crossformerpp.tasks.detection.model import build_detector, start_from
@@ -75,16 +80,21 @@ class Detection:
         return predictor if tiles is None else TiledPredictor(predictor, tiles)
 
 
-def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path, Path]:
-    """Annotation file and image folder of a split.
+def _open(
+    recipe: DetectionRecipe, which: Which, class_names: list[str] | None, with_masks: bool
+) -> tuple[CocoSet, str]:
+    """The annotated images of a split, and what their folder was taken for.
 
     Raises:
         ValueError: The recipe names no data, or they are not where it says they are.
     """
+    data = recipe.data
+    half: Half = "train" if which == "train" else "val"
+    options: dict[str, Any] = {"class_names": class_names, "with_masks": with_masks}
     if data.source == "digit_scenes":
         scenes = data.scenes
         sizes = scenes.train, scenes.val, scenes.size, scenes.seed, scenes.digits, scenes.side
-        return find_split(write_digit_scenes(default_folder(*sizes), *sizes), half)
+        return open_coco(*find_split(write_digit_scenes(default_folder(*sizes), *sizes), half), **options), ""
     annotations, images = (
         (data.train_annotations, data.train_images)
         if half == "train"
@@ -92,10 +102,19 @@ def find_files(data: DetectionData, half: Literal["train", "val"]) -> tuple[Path
     )
     if annotations is not None and images is not None:
         root = data.root or Path()
-        return root / annotations, root / images
+        return open_coco(root / annotations, root / images, **options), f"COCO detection set, {annotations}"
     if data.root is None:
-        raise ValueError("this recipe trains on a folder in COCO's format: pass --data FOLDER")
-    return find_split(data.root, half)
+        raise ValueError("this recipe trains on a folder of annotated images: pass --data FOLDER")
+    found, coco = open_objects(
+        data.root,
+        half,
+        wanted=None if data.format == "auto" else data.format,
+        val_fraction=data.val_fraction,
+        seed=recipe.trainer.seed,
+        is_whole=which == "test",
+        **options,
+    )
+    return coco, str(found)
 
 
 def _names(coco: CocoSet) -> list[str]:
@@ -152,12 +171,13 @@ def _is_thin(part: TrainTile, long_side: float) -> bool:
 def _transform(data: DetectionData) -> Callable[..., Any]:
     if data.jitter is None:
         return train_transform(data.short_side, data.long_side, data.flip, data.color_jitter)
-    red, green, blue = (round(255 * mean) for mean in data.mean)
+    is_of_bytes = data.pixels.is_photograph
+    fill = tuple(round(255 * mean) if is_of_bytes else mean for mean in data.mean)
     return jitter_transform(
         data.jitter.size,
         data.jitter.scale,
         data.min_visible,
-        (red, green, blue),
+        fill,
         data.flip,
         data.color_jitter,
     )

@@ -26,9 +26,10 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.analysis.objects import DrawnObject, contact_sheet, draw_objects
-from crossformerpp.data.coco import CocoImage
+from crossformerpp.data.coco import CocoSet
 from crossformerpp.data.detection import open_image
 from crossformerpp.data.names import printable
+from crossformerpp.data.pixels import as_picture
 from crossformerpp.tasks.detection.records import Record, coco_page, coco_results
 
 KINDS = ("wrong class", "poor box", "both", "duplicate", "background", "missed")
@@ -139,12 +140,12 @@ def _errors_of(record: Record) -> list[DetectionError]:
 
 
 def write_errors(
-    folder: Path, records: Sequence[Record], class_names: Sequence[str], images: Sequence[CocoImage]
+    folder: Path, records: Sequence[Record], class_names: Sequence[str], coco: CocoSet
 ) -> list[Path]:
     """errors.csv (every error, the worst of each kind first), error_kinds.csv (how many, what they cost), errors.png
     (the worst of each kind)."""
     errors = sorted(find_errors(records), key=lambda error: (KINDS.index(error.kind), -error.weight))
-    by_id = {image.id: image for image in images}
+    by_id = {image.id: image for image in coco.images}
     written = [folder / name for name in ("errors.csv", "error_kinds.csv", "errors.png")]
     with written[0].open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -160,7 +161,8 @@ def write_errors(
     shown = [error for kind in KINDS for error in [e for e in errors if e.kind == kind][:_NUM_SHOWN]]
     if not shown:
         return written[:2]
-    pictures = [_picture(error, open_image(by_id[error.image_id]), class_names) for error in shown]
+    images = [as_picture(open_image(by_id[error.image_id], coco.pixels)) for error in shown]
+    pictures = [_picture(error, image, class_names) for error, image in zip(shown, images, strict=True)]
     contact_sheet(pictures, [_heading(error) for error in shown], columns=_NUM_SHOWN).save(written[2])
     return written
 

@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from crossformerpp.analysis.objects import contact_sheet, draw_objects, drawn_objects
 from crossformerpp.data.detection import EvalImages, open_image
 from crossformerpp.data.masks import encode_mask
+from crossformerpp.data.pixels import as_picture
 from crossformerpp.data.split import Split
 from crossformerpp.data.writing import write_json
 from crossformerpp.tasks.detection import mmdetection
@@ -171,8 +172,9 @@ class DetectionEvaluation:
         write_json(written[1], results)
         by_id = {record["truth"]["image_id"]: record for record in self.records}
         shown = coco.images[:: max(1, len(coco.images) // _NUM_SHOWN)][:_NUM_SHOWN]
-        self._sheet([(open_image(entry), by_id[entry.id]) for entry in shown]).save(written[2])
-        return [*written, *write_errors(folder, self.records, self.class_names, coco.images)]
+        pictures = [(as_picture(open_image(entry, coco.pixels)), by_id[entry.id]) for entry in shown]
+        self._sheet(pictures).save(written[2])
+        return [*written, *write_errors(folder, self.records, self.class_names, coco)]
 
     def _sheet(self, shown: Sequence[tuple[Image.Image, Record]]) -> Image.Image:
         """The truth of each image beside its detections."""

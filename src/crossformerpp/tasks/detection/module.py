@@ -1,5 +1,6 @@
 """Losses and exact average precision of a detector in training (paper Sec. 5.2)."""
 
+from collections import Counter
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,9 @@ from crossformerpp.analysis.tiled import merge_tiles, tiles_of
 from crossformerpp.data.tiles import Tile
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.tasks.detection.evaluation import DetectionEvaluation, Kind, Record, describe
+from crossformerpp.tasks.detection.watched import drawn, losses_of_images
 from crossformerpp.tasks.module import TaskModule
+from crossformerpp.tasks.watched import WatchedBatch
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]  # images 3 × H × W bytes; targets, or truths
 
@@ -29,12 +32,27 @@ class DetectionModule(TaskModule):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
-        parts = self.model(images, targets)
+        if self.watch is None:
+            parts = self.model(images, targets)
+        else:
+            detector: Any = self.model
+            parts, each = losses_of_images(detector, images, targets)
+            self.watch(self._watched(images, targets, each))
         logged = {name.removeprefix("loss_"): value for name, value in parts.items()}
         if self.removes:
             removed = [target["removed"] for target in targets]
             logged["objects_removed"] = torch.stack(removed).float().mean()  # per image, by the training view
         return {"loss": sum(parts.values()), **logged}
+
+    def _watched(
+        self, images: list[Tensor], targets: list[dict[str, Any]], losses: list[float]
+    ) -> WatchedBatch:
+        labels = []
+        for target in targets:
+            counts = Counter(self.class_names[label] for label in target["labels"].tolist())
+            labels.append(", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing")
+        pictures = [drawn(image, target) for image, target in zip(images, targets, strict=True)]
+        return WatchedBatch(pictures, labels, losses, [None] * len(images))
 
     def look(self, batch: Batch) -> tuple[nn.Module, Tensor]:
         detector: Any = self.model

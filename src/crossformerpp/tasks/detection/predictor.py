@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.analysis.predictions import ObjectPrediction, Predictor
+from crossformerpp.data.pixel_tensors import ReadTensor
 from crossformerpp.recipes.detection import DetectionRecipe
 from crossformerpp.tasks.detection.evaluation import describe
 from crossformerpp.tasks.detection.model import build_detector
@@ -16,7 +16,8 @@ from crossformerpp.tasks.saved import SavedRun
 
 
 class DetectionPredictor(Predictor[ObjectPrediction]):
-    """A trained detector, ready for images of any size. `prepare` gives 3 × H × W bytes."""
+    """A trained detector, ready for images of any size. `prepare` gives 3 × H × W bytes, or C × H × W floats of no
+    photographs."""
 
     columns: Sequence[str] = ObjectPrediction.columns
 
@@ -39,7 +40,8 @@ class DetectionPredictor(Predictor[ObjectPrediction]):
         load_weights(model, saved.weights, saved.path)
         self.rules = section.rules
         self.model = model.eval().to(self.device)
-        self.prepare = pil_to_tensor
+        self.pixels = recipe.data.pixels
+        self.prepare = ReadTensor(self.pixels)
 
     @torch.inference_mode()
     def predict(self, prepared: Sequence[Tensor]) -> list[ObjectPrediction]:

@@ -31,14 +31,14 @@ class Look:
     """How a network sees images: a recipe's `inference` section and its normalisation.
 
     Attributes:
-        network: Normalised images (1, 3, h, w) -> logits (1, K, h/4, w/4), for h and w multiples of 4.
+        network: Normalised images (1, C, h, w) -> logits (1, K, h/4, w/4), for h and w multiples of 4.
     """
 
     network: nn.Module
     num_classes: int
     section: InferenceSection
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def bands(
         self, image: Tensor, advance: Callable[[], None] = lambda: None
@@ -46,7 +46,7 @@ class Look:
         """Bands of an image from top to bottom: (first row, probabilities K × rows × W).
 
         Args:
-            image: 3 × H × W bytes, where the network is.
+            image: 3 × H × W bytes, or C × H × W floats from 0 to 1, where the network is.
             advance: Called after each window.
 
         Raises:
@@ -106,6 +106,7 @@ class _View:
         self.size = look._size_seen(image.shape[-2], image.shape[-1], scale)
         self.height, self.width = (_num_cells(length) for length in self.size)  # in cells
         self.in_two_steps = look.section.rules == "mmsegmentation"
+        self.white = 1.0 if image.is_floating_point() else 255.0
         steps = [self.size]
         if self.in_two_steps:  # the image keeps its shape, then it is stretched to the multiples
             steps.insert(0, scaled_size(image.shape[-2:], look.section.short_side, scale))
@@ -191,7 +192,7 @@ class _View:
             slice(first * CELL, (first + side) * CELL)
             for first, side in zip((top, left), self.side, strict=True)
         )
-        pixels = self.image[:, rows, columns].float() / 255
+        pixels = self.image[:, rows, columns].float() / self.white
         pixels = TF.normalize(pixels, list(self.look.mean), list(self.look.std))
         return self.look.network(pixels[None])[0].float()
 

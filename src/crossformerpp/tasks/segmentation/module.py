@@ -2,16 +2,20 @@
 
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from crossformerpp.analysis.overlay import blend
 from crossformerpp.data.mask_files import IGNORED
+from crossformerpp.data.pixel_tensors import tensor_picture
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.segmentation.evaluation import Example, PixelCounts, SegmentationEvaluation
 from crossformerpp.tasks.segmentation.inference import Look
 from crossformerpp.tasks.segmentation.model import Segmenter
+from crossformerpp.tasks.watched import WatchedBatch, pictured
 
 NUM_SHOWN = 8  # images in overlays.png
 
@@ -30,6 +34,13 @@ class SegmentationModule(TaskModule):
     def loss(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = batch
         logits, auxiliary = self.model.forward_train(images)
+        losses = self._losses(logits, auxiliary, labels)
+        if self.watch is not None:
+            with torch.no_grad():
+                self.watch(self._watched(images, labels, logits, auxiliary))
+        return losses
+
+    def _losses(self, logits: Tensor, auxiliary: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
         main = _cross_entropy(logits, labels)
         if auxiliary is None:
             return {"loss": main}
@@ -39,6 +50,22 @@ class SegmentationModule(TaskModule):
             "loss_main": main,
             "loss_auxiliary": aside,
         }
+
+    def _watched(
+        self, images: Tensor, labels: Tensor, logits: Tensor, auxiliary: Tensor | None
+    ) -> WatchedBatch:
+        assert isinstance(self.recipe, SegmentationRecipe)
+        data, colors = self.recipe.data, [(r, g, b) for r, g, b in self.model.colors.tolist()]
+        pictures, names, losses = [], [], []
+        for number, picture in enumerate(pictured(images, data.mean, data.std)):
+            one, truth = slice(number, number + 1), labels[number].cpu()
+            aside = None if auxiliary is None else auxiliary[one]
+            losses.append(float(self._losses(logits[one], aside, labels[one])["loss"]))
+            pictures.append(blend(picture, truth.numpy(), colors))
+            counts = truth[truth != IGNORED].bincount(minlength=len(self.class_names))
+            shown = [index for index in counts.argsort(descending=True).tolist() if counts[index]]
+            names.append(", ".join(self.class_names[index] for index in shown))
+        return WatchedBatch(pictures, names, losses, [None] * len(pictures))
 
     def look(self, batch: tuple[Tensor, Tensor]) -> tuple[nn.Module, Tensor]:
         return self.model.backbone, batch[0]
@@ -51,8 +78,8 @@ class SegmentationModule(TaskModule):
             predicted = look.labels(image)
             self.counts.update(predicted, labels)
             if number < NUM_SHOWN:
-                arrays = (x.cpu().numpy() for x in (image, labels, predicted))
-                self._examples.append(Example(number, *arrays))
+                arrays = (x.cpu().numpy() for x in (labels, predicted))
+                self._examples.append(Example(number, tensor_picture(image), *arrays))
 
     def evaluation(self) -> SegmentationEvaluation:
         confusion, images, unlabelled = self.counts.compute()

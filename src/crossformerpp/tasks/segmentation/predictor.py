@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from crossformerpp.analysis.predictions import MaskPrediction, Predictor
 from crossformerpp.data.mask_files import Color
+from crossformerpp.data.pixel_tensors import ReadTensor
 from crossformerpp.recipes.segmentation import SegmentationRecipe
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.saved import SavedRun
@@ -24,7 +24,8 @@ _MAX_PROBABILITY_BYTES = 1 << 30
 
 
 class SegmentationPredictor(Predictor[MaskPrediction]):
-    """A trained segmenter, ready for images. `prepare` gives 3 × H × W bytes.
+    """A trained segmenter, ready for images. `prepare` gives 3 × H × W bytes, or C × H × W floats of no
+    photographs.
 
     Images are looked at one by one, each in its own views and windows.
     """
@@ -53,7 +54,8 @@ class SegmentationPredictor(Predictor[MaskPrediction]):
         data = recipe.data
         self.model = model = model.eval().to(self.device)
         self.look = Look(model, len(saved.class_names), recipe.inference, data.mean, data.std)
-        self.prepare = pil_to_tensor
+        self.pixels = data.pixels
+        self.prepare = ReadTensor(self.pixels)
         self.wanted = _labels(recipe.inference.probabilities, saved.class_names)
         named = [saved.class_names[label] for label in self.wanted]
         self.suffixes = ("", "_mask", *(f"_probability_{name}" for name in named))

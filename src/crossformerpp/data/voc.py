@@ -1,0 +1,258 @@
+"""Read Pascal VOC's annotations, in memory, as COCO's page: an XML file per image.
+
+    Annotations/a.xml, JPEGImages/a.jpg     and ImageSets/Main/{train,val}.txt, lists of names; or annotations, images
+    train/a.xml, train/a.jpg, valid/…       as exports write it
+
+Boxes of VOC's own files (`<annotation>PASCAL VOC2007</annotation>`) count pixels from 1, both ends included; others are
+taken as they are. Objects marked difficult are not trained on and not counted as missed, as COCO's crowds.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from crossformerpp.data.coco import CocoSet, Half, read_page
+from crossformerpp.data.coco_images import Finder
+from crossformerpp.data.files import find_folders, is_hidden
+from crossformerpp.data.images import IMAGE_EXTENSIONS, upright_size
+from crossformerpp.data.names import printable, read_class_names, read_text
+from crossformerpp.data.problems import Problems
+from crossformerpp.data.split import split_folders
+
+_ANNOTATIONS, _IMAGES = ("Annotations", "annotations"), ("JPEGImages", "images", "Images", "imgs")
+UNKNOWN = (
+    "object of a class that training images do not have: correct it, label training images so, or list all in"
+)
+_NOT_A_FILE = "annotation file that is no XML of an <annotation>"
+
+
+@dataclass(frozen=True)
+class VocSet:
+    """Where a data set's parts are.
+
+    Attributes:
+        root: What all paths are relative to.
+        pairs: (annotations, images) folders, by "train" and "val"; under "all" where lists or nobody tell splits.
+        lists: Names of the images of each split.
+    """
+
+    root: Path
+    pairs: dict[str, tuple[Path, Path]]
+    lists: dict[str, list[str]]
+
+    @property
+    def source(self) -> Path:
+        """The folder of annotations."""
+        return next(iter(self.pairs.values()))[0]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether it has a validation split of its own."""
+        return {"train", "val"} <= {*self.pairs, *self.lists}
+
+
+def find_voc(root: Path) -> VocSet | None:
+    """The data set in a folder, or in VOCdevkit/VOC2012 or the like below it.
+
+    Raises:
+        ValueError: There are several.
+    """
+    if not root.is_dir():
+        return None
+    below = [*root.glob("VOC*"), *root.glob("VOCdevkit/VOC*")]
+    found = [
+        one for folder in (root, *sorted(below)) if folder.is_dir() and (one := _look(folder)) is not None
+    ]
+    if len(found) > 1:
+        listed = ", ".join(str(one.root.relative_to(root)) for one in found)
+        raise ValueError(
+            f"{root}: several data sets of Pascal VOC's format ({listed}); pass --data {found[0].root}"
+        )
+    return found[0] if found else None
+
+
+def read_voc(
+    found: VocSet, half: Half | None, *, class_names: Sequence[str] | None = None, with_masks: bool = False
+) -> CocoSet:
+    """The annotated images of a split; None: of all of them. The classes are those of classes.txt, else all that occur.
+
+    Raises:
+        ValueError: As `coco.read_coco`; or there is no such split.
+    """
+    problems, refused = Problems(), Problems()
+    listed = found.root / "classes.txt"
+    if class_names is None and listed.is_file():
+        class_names = read_class_names(listed)
+    images: list[dict[str, Any]] = []
+    finders: dict[Path, Finder] = {}
+    objects: list[dict[str, Any]] = []
+    for file, folder in _files(found, half, problems):
+        where = printable(file.relative_to(found.root).as_posix())
+        tree = _parse(file, where, problems)
+        if tree is None:
+            continue
+        entry = _image(tree, file, finders.setdefault(folder, Finder(folder)), found.root, where, problems)
+        if entry is None:
+            continue
+        images.append({"id": len(images) + 1, **entry})
+        objects += [{"image_id": len(images), **it} for it in _objects(tree, file, where, problems)]
+    if not images:
+        raise ValueError(f"{found.source}: no image can be used ({problems or 'no XML files'})")
+    names = list(class_names) if class_names is not None else sorted({it["name"] for it in objects})
+    if not names:
+        raise ValueError(f"{found.source}: no objects in {len(images)} annotation files")
+    numbers = {name: number for number, name in enumerate(names)}
+    for it in objects:
+        it["category_id"] = numbers.get(it.pop("name"), None if class_names is None else -1)
+        if it["category_id"] == -1:
+            refused.add(f"{UNKNOWN} {listed}", f"{it['id']}: {it['shown']}")
+    page = {
+        "images": images,
+        "annotations": [it for it in objects if it["category_id"] != -1],
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
+    }
+    coco = read_page(page, found.source, found.root, with_masks=with_masks, problems=problems)
+    coco.refused.found.update(refused.found)
+    return coco
+
+
+def _look(root: Path) -> VocSet | None:
+    annotations = next((root / name for name in _ANNOTATIONS if _has_xml(root / name)), None)
+    if annotations is not None:
+        images = next((root / name for name in _IMAGES if (root / name).is_dir()), annotations)
+        return VocSet(root, {"all": (annotations, images)}, _lists(root))
+    halves = split_folders(root) if any(map(_has_xml, find_folders(root, Problems()))) else {}
+    pairs = {str(which): (folder, folder) for which, folder in halves.items() if _has_xml(folder)}
+    if pairs:
+        return VocSet(root, pairs, {})
+    return VocSet(root, {"all": (root, root)}, {}) if _has_xml(root) else None
+
+
+def _has_xml(folder: Path) -> bool:
+    return folder.is_dir() and any(not is_hidden(path.name) for path in folder.glob("*.xml"))
+
+
+def _lists(root: Path) -> dict[str, list[str]]:
+    lists = {}
+    for split, names in (("train", ("train",)), ("val", ("val", "valid", "test"))):
+        for folder in ("ImageSets/Main", "ImageSets"):
+            file = next(
+                (root / folder / f"{n}.txt" for n in names if (root / folder / f"{n}.txt").is_file()), None
+            )
+            if file is not None:
+                lines = [line.split() for line in read_text(file).splitlines()]
+                lists[split] = [cells[0] for cells in lines if cells]
+                break
+    return lists
+
+
+def _files(found: VocSet, half: Half | None, problems: Problems) -> list[tuple[Path, Path]]:
+    """(annotation file, folder of images) of each image."""
+    if half is not None and half in found.lists:
+        annotations, images = found.pairs["all"]
+        files = []
+        for name in found.lists[half]:
+            file = annotations / f"{Path(name).name}.xml"
+            if file.is_file():
+                files.append((file, images))
+            else:
+                problems.add(f"name in ImageSets without {annotations.name}/NAME.xml", printable(name))
+        return files
+    if half is not None and "all" not in found.pairs and half not in found.pairs:
+        raise ValueError(f"{found.root}: no {half} annotations beside {next(iter(found.pairs))}/")
+    pairs = [pair for split, pair in found.pairs.items() if half is None or split in (half, "all")]
+    return [
+        (file, images)
+        for folder, images in pairs
+        for file in sorted(folder.glob("*.xml"))
+        if not is_hidden(file.name)
+    ]
+
+
+def _parse(file: Path, where: str, problems: Problems) -> ElementTree.Element | None:
+    try:
+        content = file.read_bytes()
+        if b"<!ENTITY" in content:
+            raise ValueError("it defines entities")
+        tree = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        problems.add(_NOT_A_FILE, f"{where}:{error.position[0]}: {str(error).partition(':')[0]}")
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        problems.add(_NOT_A_FILE, f"{where}: {error}")
+        return None
+    if tree.tag != "annotation":
+        problems.add(_NOT_A_FILE, f"{where}: <{tree.tag}>")
+        return None
+    return tree
+
+
+def _image(
+    tree: ElementTree.Element, file: Path, finder: Finder, root: Path, where: str, problems: Problems
+) -> dict[str, Any] | None:
+    """file_name, width and height; the name in the file, or else the file's own, is looked for."""
+    path = _find(finder, [Path((tree.findtext("filename") or "").replace("\\", "/")).name, file.stem])
+    if path is None:
+        problems.add("missing image", f"{where}: {printable(tree.findtext('filename') or file.stem)}")
+        return None
+    width, height = (_whole(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+    if not width or not height:
+        try:
+            width, height = upright_size(path)
+        except ValueError as error:
+            problems.add("unreadable image", f"{where}: {str(error).rpartition(': ')[2]}")
+            return None
+    return {"file_name": path.relative_to(root).as_posix(), "width": width, "height": height}
+
+
+def _find(finder: Finder, names: list[str]) -> Path | None:
+    """The first image of one of these names, with its extension or with any."""
+    for name in filter(None, names):
+        stem = Path(name).stem if Path(name).suffix.lower() in IMAGE_EXTENSIONS else name
+        for one in dict.fromkeys([name, *(f"{stem}{ending}" for ending in IMAGE_EXTENSIONS)]):
+            if Path(one).suffix.lower() in IMAGE_EXTENSIONS and finder.is_there(path := finder.find(one)):
+                return path
+    return None
+
+
+def _objects(tree: ElementTree.Element, file: Path, where: str, problems: Problems) -> list[dict[str, Any]]:
+    lines = _lines_of_objects(file)
+    # the challenge's own files count from 1, their box ends with its last pixel
+    first = 1 if (tree.findtext("source/annotation") or "").startswith("PASCAL VOC") else 0
+    found = []
+    for number, element in enumerate(tree.iter("object")):
+        place = f"{where}:{lines[number]}" if number < len(lines) else where
+        name = printable((element.findtext("name") or "").strip())
+        sides = [_number(element.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
+        left, top, right, bottom = sides
+        if not name or left is None or top is None or right is None or bottom is None:
+            problems.add("object without a name or a box of xmin, ymin, xmax, ymax", place)
+            continue
+        box = [left - first, top - first, right - left + first, bottom - top + first]
+        crowd = int((element.findtext("difficult") or "").strip() == "1")
+        found.append({"id": place, "name": name, "shown": name, "bbox": box, "iscrowd": crowd})
+    return found
+
+
+def _lines_of_objects(file: Path) -> list[int]:
+    """The lines at which objects begin."""
+    text = re.sub(
+        rb"<!--.*?-->", lambda match: b"\n" * match[0].count(b"\n"), file.read_bytes(), flags=re.DOTALL
+    )
+    return [text.count(b"\n", 0, match.start()) + 1 for match in re.finditer(rb"<object\b", text)]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if abs(value) < 1e9 else None
+
+
+def _whole(text: str | None) -> int | None:
+    value = _number(text)
+    return int(value) if value is not None and value.is_integer() and value > 0 else None

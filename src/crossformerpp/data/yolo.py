@@ -1,0 +1,226 @@
+"""Read YOLO's labels, in memory, as COCO's page: a text file per image, a line per object.
+
+    data.yaml       path (optional), train, val, test: folders or lists of images; names: the classes from 0 on
+    images/…/a.jpg  and for it labels/…/a.txt, or a.txt beside it
+    class x y width height             a box: its centre and size, as shares of the image from 0 to 1
+    class x1 y1 x2 y2 x3 y3 …          a polygon, from which the box is taken
+
+Without data.yaml the folders images and labels do, with the names in classes.txt. An image without a label file is one
+without objects.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossformerpp.data.coco import CocoSet, Half, read_page
+from crossformerpp.data.files import find_files, is_hidden
+from crossformerpp.data.images import IMAGE_EXTENSIONS, upright_size
+from crossformerpp.data.names import printable, read_text
+from crossformerpp.data.problems import Problems
+from crossformerpp.data.yolo_page import YoloSet
+
+NOT_SHARES = (
+    "line whose coordinates are not shares of the image from 0 to 1: divide x and width by the image's width, y and "
+    "height by its height"
+)
+WRONG_CLASS = "line with a class that has no name: number the classes from 0, or add it to the names"
+WRONG_LINE = "line that is neither `class x y width height` nor `class` and a polygon"
+_SLACK = 0.01  # by which rounding may carry a coordinate beyond the image
+
+
+def read_yolo(
+    found: YoloSet, half: Half | None, *, class_names: Sequence[str] | None = None, with_masks: bool = False
+) -> CocoSet:
+    """The labelled images of a split; None: of all of them.
+
+    Raises:
+        ValueError: As `coco.read_coco`; there is no such split, or the model knows other classes.
+    """
+    strange = [name for name in found.class_names if class_names is not None and name not in class_names]
+    if strange:
+        raise ValueError(
+            f"{found.source}: unknown class {', '.join(strange)}; the model knows {', '.join(class_names or ())}"
+        )
+    problems, refused, notes = Problems(), Problems(), Problems()
+    images: list[dict[str, Any]] = []
+    seen = 0
+    annotations: list[dict[str, Any]] = []
+    for path in _images(found, half, problems):
+        file = _label_file(path, found.root)
+        name = path.relative_to(found.root).as_posix()
+        try:
+            width, height = upright_size(path)
+        except ValueError as error:
+            problems.add("unreadable image", f"{printable(name)}: {str(error).rpartition(': ')[2]}")
+            continue
+        number = len(images) + 1
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        if file is None:
+            notes.add("image without a label file (it counts as one without objects)", printable(name))
+            continue
+        seen += 1
+        where = printable(file.relative_to(found.root).as_posix())
+        reader = _Lines(
+            where, len(found.class_names), (width, height), found.has_keypoints, problems, refused
+        )
+        annotations += [{"image_id": number, **entry} for entry in reader.read(file)]
+    if images and not seen:
+        raise ValueError(
+            f"{found.source}: none of {len(images)} images has a label file; for {images[0]['file_name']} expected "
+            f"{_wanted(found.root / images[0]['file_name'], found.root).relative_to(found.root)}"
+        )
+    for stray in _strays(found.root, [found.root / image["file_name"] for image in images]):
+        problems.add("label file without an image", stray)
+    categories = [{"id": number, "name": name} for number, name in enumerate(found.class_names)]
+    page = {"images": images, "annotations": annotations, "categories": categories}
+    coco = read_page(
+        page, found.source, found.root, class_names=class_names, with_masks=with_masks, problems=problems
+    )
+    coco.refused.found.update(refused.found)
+    coco.notes.found.update(notes.found)
+    return coco
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Reads label files of one image."""
+
+    where: str
+    num_classes: int
+    size: tuple[int, int]
+    has_keypoints: bool
+    problems: Problems
+    refused: Problems
+
+    def read(self, file: Path) -> list[dict[str, Any]]:
+        try:
+            lines = read_text(file).splitlines()
+        except ValueError as error:
+            self.problems.add("unreadable label file", str(error))
+            return []
+        entries = [
+            self._read(line.split(), f"{self.where}:{n}") for n, line in enumerate(lines, 1) if line.strip()
+        ]
+        return [entry for entry in entries if entry is not None]
+
+    def _read(self, cells: list[str], where: str) -> dict[str, Any] | None:
+        numbers = _numbers(cells)
+        if self.has_keypoints and numbers is not None:
+            numbers = numbers[:5]
+        if numbers is None or not (len(numbers) == 5 or (len(numbers) >= 7 and len(numbers) % 2)):
+            shown = " ".join(cells[:6]) + (" …" if len(cells) > 6 else "")
+            self.problems.add(
+                "line that is neither `class x y width height` nor `class` and a polygon", f"{where}: {shown}"
+            )
+            return None
+        label, *values = numbers
+        if label != int(label) or not 0 <= label < self.num_classes:
+            self.refused.add(WRONG_CLASS, f"{where}: class {cells[0]} of {self.num_classes}")
+            return None
+        if min(values) < -_SLACK or max(values) > 1 + _SLACK:
+            self.refused.add(NOT_SHARES, f"{where}: {' '.join(cells[1:5])}")
+            return None
+        entry = {"id": where, "category_id": int(label), "iscrowd": 0}
+        width, height = self.size
+        if len(values) == 4:
+            x, y, w, h = values
+            return entry | {"bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]}
+        xs, ys = ([value * side for value in values[start::2]] for start, side in ((0, width), (1, height)))
+        polygon = [value for point in zip(xs, ys, strict=True) for value in point]
+        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+        return entry | {"bbox": box, "segmentation": [polygon], "area": _area(xs, ys)}
+
+
+def _numbers(cells: list[str]) -> list[float] | None:
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return None
+    return numbers if all(map(math.isfinite, numbers)) else None
+
+
+def _area(xs: list[float], ys: list[float]) -> float:
+    """Of a polygon, by the shoelace formula."""
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def _images(found: YoloSet, half: Half | None, problems: Problems) -> list[Path]:
+    if half is None:
+        places = list(dict.fromkeys(place for places in found.splits.values() for place in places))
+    else:
+        split = half if half in found.splits or half == "train" else "test"
+        if split not in found.splits:
+            raise ValueError(f"{found.source}: no {half} images")
+        if split != half:
+            warnings.warn(
+                f"{found.source}: no val images; those of test are used for validation", stacklevel=4
+            )
+        places = found.splits[split]
+    paths: dict[Path, None] = {}
+    for place in places:
+        left_out = Problems()
+        here = (
+            _listed(place, found.root, problems)
+            if place.is_file()
+            else find_files(place, IMAGE_EXTENSIONS, left_out)
+        )
+        paths |= dict.fromkeys(here)
+        for kind, names in left_out.found.items():
+            if not kind.startswith((".txt", ".cache", ".yaml")):
+                problems.found[kind] += names
+    if not paths:
+        raise ValueError(f"{found.source}: no images in {', '.join(map(str, places))}")
+    return list(paths)
+
+
+def _listed(file: Path, root: Path, problems: Problems) -> list[Path]:
+    """The images that a text file lists, one a line, as seen from the root or from the file."""
+    paths = []
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        name = line.strip()
+        tails = [Path(name), *(Path(*Path(name).parts[i:]) for i in range(1, len(Path(name).parts)))]
+        candidates = [
+            folder / tail for tail in tails for folder in (root, file.parent) if not tail.is_absolute()
+        ]
+        inside = [path for path in candidates if path.resolve().is_relative_to(root.resolve())]
+        path = next((path for path in inside if path.is_file()), None)
+        if path is not None:
+            paths.append(Path(root / path.resolve().relative_to(root.resolve())))
+        elif name:
+            problems.add("missing image", f"{file.name}:{number}: {printable(name)}")
+    return paths
+
+
+def _wanted(image: Path, root: Path) -> Path:
+    """Where the labels of an image belong: labels/ in the place of the last images/ of its path, else beside it."""
+    parts = list(image.relative_to(root).parts[:-1])
+    for number in reversed(range(len(parts))):
+        if parts[number] == "images":
+            parts[number] = "labels"
+            break
+    return root.joinpath(*parts, f"{image.stem}.txt")
+
+
+def _label_file(image: Path, root: Path) -> Path | None:
+    return next((file for file in (_wanted(image, root), image.with_suffix(".txt")) if file.is_file()), None)
+
+
+def _strays(root: Path, images: list[Path]) -> list[str]:
+    """Label files where those of the images are that belong to no image file."""
+    folders = {_wanted(image, root).parent: image.parent for image in images}
+    strays = []
+    for labels, pictures in folders.items():
+        if not labels.is_dir():
+            continue
+        stems = {path.stem for path in pictures.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS}
+        files = [
+            file
+            for file in sorted(labels.glob("*.txt"))
+            if file.stem not in stems and not is_hidden(file.name)
+        ]
+        strays += [file for file in files if file.stem not in ("classes", "train", "val", "test", "README")]
+    return [printable(file.relative_to(root).as_posix()) for file in strays]

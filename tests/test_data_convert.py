@@ -1,0 +1,201 @@
+"""Data sets written in other formats: read back, by other readers where there are any, nothing is changed or lost."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from crossformerpp import cli
+from crossformerpp.data.classification import open_folder
+from crossformerpp.data.coco import CocoSet
+from crossformerpp.data.convert import convert
+from crossformerpp.data.drawn_masks import open_drawn
+from crossformerpp.data.labelled import open_labelled
+from crossformerpp.data.objects import open_objects
+from crossformerpp.data.scenes import write_digit_scenes
+from crossformerpp.data.segmentation import open_folder as open_masks
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits with boxes, run lengths and index masks."""
+    return write_digit_scenes(tmp_path_factory.mktemp("data") / "scenes", train=4, val=2, size=96)
+
+
+def boxes(coco: CocoSet) -> list[tuple[str, str, tuple[float, ...]]]:
+    """The objects; images of two splits that share a name get a number where all lie in one folder."""
+    return sorted(
+        (
+            image.path.stem.removesuffix("-2"),
+            coco.class_names[thing.label],
+            tuple(round(side, 3) for side in thing.box),
+        )
+        for image in coco.images
+        for thing in image.objects
+    )
+
+
+def test_boxes_survive_every_format(scenes: Path, tmp_path: Path) -> None:
+    expected = {half: boxes(open_objects(scenes, half)[1]) for half in ("train", "val")}
+    assert len(expected["train"]) > 4
+    source = scenes
+    for to in ("voc", "yolo", "coco"):
+        done = convert(source, tmp_path / to, to, form="coco" if source is scenes else None)  # type: ignore[arg-type]
+        assert done.images == {"train": 4, "val": 2}
+        source = tmp_path / to
+        found, train = open_objects(source, "train")
+        assert found.format == to
+        assert boxes(train) == expected["train"]
+        assert boxes(open_objects(source, "val", class_names=train.class_names)[1]) == expected["val"]
+        assert {image.path.read_bytes() for image in train.images} == {
+            path.read_bytes() for path in (scenes / "images/train").iterdir()
+        }
+
+
+def test_coco_files_are_what_pycocotools_reads(scenes: Path, tmp_path: Path) -> None:
+    convert(scenes, tmp_path / "out", "coco", form="coco")
+    ours = COCO(str(tmp_path / "out/annotations/instances_train.json"))
+    theirs = COCO(str(scenes / "annotations/instances_train.json"))
+    assert len(ours.anns) == len(theirs.anns)
+    for one, other in zip(
+        ours.loadAnns(sorted(ours.anns)), theirs.loadAnns(sorted(theirs.anns)), strict=True
+    ):
+        assert np.array_equal(ours.annToMask(one), theirs.annToMask(other))
+        assert ours.cats[one["category_id"]]["name"] == theirs.cats[other["category_id"]]["name"]
+        assert one["area"] == other["area"]
+
+
+def test_run_lengths_become_polygons_of_the_same_pixels(scenes: Path, tmp_path: Path) -> None:
+    convert(scenes, tmp_path / "out", "yolo", form="coco")
+    line = next((tmp_path / "out/labels/train").glob("*.txt")).read_text().split("\n")[0].split()
+    assert len(line) > 7
+    assert all(0 <= float(value) <= 1 for value in line[1:])
+    traced, exact = open_drawn(tmp_path / "out", "train"), open_drawn(scenes, "train", wanted="coco")
+    for number in range(len(exact)):
+        ours, theirs = traced.open(number)[1] > 0, exact.open(number)[1] > 0
+        assert (ours & theirs).sum() / max(
+            1, theirs.sum()
+        ) > 0.97  # holes are filled, so that ours may be larger
+
+
+def test_outlines_and_colours_become_index_masks(scenes: Path, tmp_path: Path) -> None:
+    convert(scenes, tmp_path / "drawn", "masks", form="coco")
+    ours, theirs = open_masks(tmp_path / "drawn", "train"), open_masks(scenes, "train")
+    assert ours.class_names == theirs.class_names
+    for number in range(len(theirs)):
+        assert np.array_equal(ours.open(number)[1], theirs.open(number)[1])
+    for folder in ("images", "masks"):
+        (tmp_path / "colours" / folder).mkdir(parents=True)
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[:20] = (0, 200, 0)
+    Image.fromarray(pixels).save(tmp_path / "colours/masks/a.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "colours/images/a.png")
+    convert(tmp_path / "colours", tmp_path / "index", "masks")
+    assert (tmp_path / "index/classes.txt").read_text() == "#000000\n#00c800\n"
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "index/masks/a.png")), (pixels[..., 1] > 0).astype(int)
+    )
+
+
+def test_class_folders_become_a_table_and_back(tmp_path: Path) -> None:
+    for half, count in (("train", 3), ("val", 1)):
+        for shade, name in enumerate(("cat", "dog")):
+            (tmp_path / "data" / half / name).mkdir(parents=True)
+            for number in range(count):
+                color = (shade, number, len(half))
+                Image.new("RGB", (40, 40), color).save(tmp_path / "data" / half / name / f"{number}.png")
+    convert(tmp_path / "data", tmp_path / "table", "table")
+    with (tmp_path / "table/labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["train"] * 6 + ["val"] * 2
+    assert len({row["path"] for row in rows}) == 8
+    convert(tmp_path / "table", tmp_path / "folders", "folders")
+
+    def content(root: Path, read: Callable) -> set[tuple[str, tuple[int, ...]]]:
+        split = read(root, "train", val_fraction=0.2, seed=0)
+        return {
+            (split.class_names[label], split.open(i).getpixel((0, 0))) for i, label in enumerate(split.labels)
+        }
+
+    expected = content(tmp_path / "data", open_folder)
+    assert len(expected) == 6
+    assert (
+        content(tmp_path / "table", open_labelled) == content(tmp_path / "folders", open_folder) == expected
+    )
+
+
+def test_sets_without_splits_are_split_as_training_would(tmp_path: Path) -> None:
+    (tmp_path / "in/labels").mkdir(parents=True)
+    (tmp_path / "in/images").mkdir()
+    (tmp_path / "in/classes.txt").write_text("cat\n")
+    for name in "abcdefghij":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"in/images/{name}.png")
+        (tmp_path / f"in/labels/{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    assert convert(tmp_path / "in", tmp_path / "out", "coco", seed=7).images == {"train": 8, "val": 2}
+    for half in ("train", "val"):
+        drawn = open_objects(tmp_path / "in", half, seed=7)[1]
+        assert boxes(open_objects(tmp_path / "out", half)[1]) == boxes(drawn)
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
+    things = [
+        {"category_id": 1, "bbox": [1, 2, 30, 9], "iscrowd": 0, "segmentation": [[1, 2, 31, 2, 31, 11]]},
+        {"category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+    ]
+    for half in ("train", "val"):
+        (tmp_path / f"in/images/{half}").mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / f"in/images/{half}/a.png")
+        page = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 40}],
+            "annotations": [{"id": i, "image_id": 1, **it} for i, it in enumerate(things)],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (tmp_path / "in/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"in/annotations/instances_{half}.json").write_text(json.dumps(page))
+    notes = convert(tmp_path / "in", tmp_path / "voc", "voc").notes
+    assert notes == [
+        "2 crowds are left out, which this format has not",
+        "2 outlines are not written, for Pascal VOC's annotations hold boxes",
+    ]
+
+
+def test_nothing_is_overwritten_or_left_half_written(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["data", "convert", *map(str, arguments)])
+        return int(end.value.code or 0), capfd.readouterr().err
+
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    status, err = call(scenes, taken, "--to", "yolo", "--format", "coco")
+    assert status == 2
+    assert "taken exists" in err
+    assert [path.name for path in taken.iterdir()] == ["mine.txt"]
+    assert call(scenes, scenes / "out", "--to", "coco", "--format", "coco")[0] == 2
+    status, err = call(scenes, tmp_path / "out", "--to", "table", "--format", "coco")
+    assert status == 2
+    assert "holds objects in images, which become coco or yolo or voc or masks" in err
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("crossformerpp.data.convert.write_json", fail)
+    status, err = call(scenes, tmp_path / "out", "--to", "coco", "--format", "coco")
+    assert status == 2
+    assert "No space left" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
+    monkeypatch.undo()
+    status, err = call(scenes, tmp_path / "out", "--to", "yolo", "--format", "coco")
+    assert status == 0
+    assert (
+        "found: COCO detection set, annotations/instances_val.json, 4 train / 2 val images" in err
+        or "instances_train" in err
+    )
