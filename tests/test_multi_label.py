@@ -291,6 +291,7 @@ def test_thresholds_of_other_weights_are_not_used(run: Path) -> None:
         path.write_text(content)
 
 
+@pytest.mark.slow
 def test_exported_and_shared_models_keep_the_thresholds(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

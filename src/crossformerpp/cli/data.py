@@ -148,7 +148,10 @@ def _check_masks(
 def _show_data(data: dict[str, Any]) -> None:
     """What a recipe needs of the images, to be copied into it or onto the command line."""
     if data:
-        show(f"recipe of these images, `data: {to_json(data, indent=None)}`:")
+        what = "recipe of these images"
+        if "channels" in data:
+            what = "these images are not 8-bit RGB; a recipe that keeps all they hold"
+        show(f"{what}: `data: {to_json(data, indent=None)}`, or")
         settings = ((key, to_json(value, indent=None).replace(" ", "")) for key, value in data.items())
         show("  " + " ".join(f"--set data.{name}={value}" for name, value in settings))
 
