@@ -125,12 +125,14 @@ def test_where_nothing_is_padded_the_papers_count_is_ours(name):
 @pytest.mark.parametrize(
     ("name", "height", "width"), [("crossformerpp_small", 224, 224), ("crossformer_tiny", 160, 240)]
 )
-@pytest.mark.parametrize("lda", ["regional", "spanning"])
-def test_without_padding_the_formula_counts_what_a_forward_pass_does(name, height, width, lda):
-    options = {"lda": lda, "num_classes": 0}
+@pytest.mark.parametrize(
+    "others", [{"lda": "regional"}, {"lda": "spanning"}, {"strides": (2, 2, 2, 1), "in_chans": 5}]
+)
+def test_without_padding_the_formula_counts_what_a_forward_pass_does(name, height, width, others):
+    options = {**others, "num_classes": 0}
     with torch.device("meta"):
         model = timm.create_model(name, **options)
-    ours = count_complexity(model, (3, height, width)).macs
+    ours = count_complexity(model, (model.in_chans, height, width)).macs
     assert count_as_the_paper(name, options, height, width, padded=False) == ours
     assert count_as_the_paper(name, options, height, width) >= ours
 

@@ -348,6 +348,7 @@ def command(**_):
         time.sleep(0.01)
 
 cli.app = command
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
 cli.main([])
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

@@ -12,7 +12,9 @@ Legend: C channels, H W map, G group side, I interval, h heads, p width of the D
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from math import prod
+from operator import mul
 from typing import Any, cast
 
 from crossformerpp.layers.cooling import is_cooled
@@ -47,9 +49,10 @@ def count_as_the_paper(
     gaps = expand_per_block(arguments["intervals"], depths, "interval", words=("adaptive",))
     lda = arguments["lda"]
     words = [lda] * len(depths) if isinstance(lda, str) else lda
-    total, dim_in = 0, 3
-    for stage, depth in enumerate(depths):
-        dim, stride = arguments["embed_dim"] * 2**stage, 4 * 2**stage
+    total, dim_in = 0, arguments.get("in_chans", 3)
+    strides = accumulate(arguments.get("strides") or [2 if stage else 4 for stage in range(len(depths))], mul)
+    for stage, (depth, stride) in enumerate(zip(depths, strides, strict=True)):
+        dim = arguments["embed_dim"] * 2**stage
         H, W = -(-height // stride), -(-width // stride)
         kernels = arguments.get("kernel_sizes", _KERNELS)[stage]
         outputs = allocate_dims(dim, len(kernels), arguments.get("allocation", "halving"))

@@ -81,8 +81,8 @@ class CrossFormer(nn.Module):
             maps are one group. "regional": groups of G×G within regions of (G·I)×(G·I). They agree where the map is one
             region. It changes no weight.
         kernel_sizes: Kernels of each stage's CEL.
-        strides: Of each stage's CEL; the paper's are for images of 224. With a stem of stride 2 or 1, and kernels to
-            match, images of 32×32 keep maps of several tokens in the last stage.
+        strides: Of each stage's CEL; default the paper's 4, 2, 2, 2, which are for images of 224. With a stem of stride
+            2 or 1, and kernels to match, images of 32×32 keep maps of several tokens in the last stage.
         allocation: How a CEL shares its channels out among kernels.
         cooling: k, the interval of cooling layers in blocks; None or 0 for none (timm hands no None on).
         cooling_kind: "acl" is the paper's; "gated" and "limit" keep the residual connection (ablations/cooling.py).
@@ -113,7 +113,7 @@ class CrossFormer(nn.Module):
         intervals: Sequence[Interval | Sequence[Interval]] = (4, 2, 1, 1),
         lda: Lda | Sequence[Lda] = "regional",
         kernel_sizes: Sequence[Sequence[int]] = ((4, 8, 16, 32), (2, 4), (2, 4), (2, 4)),
-        strides: Sequence[int] = (4, 2, 2, 2),
+        strides: Sequence[int] | None = None,
         allocation: Allocation = "halving",
         cooling: int | None = None,
         cooling_kind: CoolingKind = "acl",
@@ -129,6 +129,7 @@ class CrossFormer(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
+        strides = strides or [2 if i else 4 for i in range(len(depths))]
         _check_stages(len(depths), num_heads=num_heads, kernel_sizes=kernel_sizes, strides=strides)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         group_sizes = policy_sizes(group_sizes, depths, img_size, strides[0])
