@@ -126,7 +126,7 @@ def test_where_nothing_is_padded_the_papers_count_is_ours(name):
     ("name", "height", "width"), [("crossformerpp_small", 224, 224), ("crossformer_tiny", 160, 240)]
 )
 @pytest.mark.parametrize(
-    "others", [{"lda": "regional"}, {"lda": "spanning"}, {"strides": (2, 2, 2, 1), "in_chans": 5}]
+    "others", [{"lda": "regional"}, {"lda": "spanning"}, {"strides": (2, 2, 2, 2), "in_chans": 5}]
 )
 def test_without_padding_the_formula_counts_what_a_forward_pass_does(name, height, width, others):
     options = {**others, "num_classes": 0}
