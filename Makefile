@@ -39,7 +39,7 @@ test-lowest:  ## run the tests with the least versions that pyproject.toml allow
 	$(LOWEST)/bin/pip install --quiet packaging
 	$(LOWEST)/bin/python -m benchmarks.supply_chain lowest > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt \
-	  --editable '.[train,detection,segmentation,formats,doctor,export]' \
+	  --editable '.[train,detection,segmentation,formats,doctor,export,weights]' \
 	  pytest pytest-xdist hypothesis pycocotools webdataset mlxtend
 	$(LOWEST)/bin/python -m pytest $(PARALLEL) --ignore tests/test_examples.py --ignore tests/test_docs.py
 

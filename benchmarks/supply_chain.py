@@ -22,7 +22,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 OURS = "crossformerpp"
-USED = ("train", "detection", "segmentation", "export")  # extras whose least versions are tested
+# extras whose least versions are tested
+USED = ("train", "detection", "segmentation", "formats", "doctor", "export", "weights")
 
 
 def audit() -> int:

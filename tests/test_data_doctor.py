@@ -93,14 +93,17 @@ def test_wrong_labels_of_digits_are_found(seed: int) -> None:
 
 
 def test_copies_do_not_confirm_a_wrong_label() -> None:
-    """Five copies of a digit with the same wrong label: found if they are one group, in one fold."""
+    """Five copies of a digit with the same wrong label: contradicted if they are one group, in one fold."""
     images, truth = load_digits("train")
     images, truth = [*images[:600], *[images[600]] * 5], [*truth[:600], *[(truth[600] + 1) % 10] * 5]
     groups = np.arange(605)
     groups[600:] = 600
     features = labels.pixel_features(images)
-    doubts, _ = labels.doubtful(features, np.asarray(truth), groups)
-    assert set(range(600, 605)) <= {doubt.item for doubt in doubts}
+    right, wrong = truth[600] - 1, truth[600]
+    together = labels._out_of_fold(features, np.asarray(truth), groups, iter)[600:]
+    apart = labels._out_of_fold(features, np.asarray(truth), np.arange(605), iter)[600:]
+    assert (together.argmax(axis=1) == right % 10).all()
+    assert together[:, wrong].max() < 0.1 < apart[:, wrong].min()  # apart they confirm each other
     doubts, small = labels.doubtful(features, np.asarray([*truth[:600], *[10] * 5]), groups)
     assert small == {10}  # a class of one picture
     assert all(doubt.item < 600 for doubt in doubts)

@@ -58,9 +58,19 @@ def needs_padding(height: int, width: int) -> bool:
     return sizes_are_symbols(height, width) or torch.compiler.is_dynamo_compiling()
 
 
+def smaller(a: int, b: int) -> Any:
+    """`min(a, b)`, without a branch that would specialise a graph of symbolic sizes."""
+    return torch.sym_min(a, b) if sizes_are_symbols(a, b) else min(a, b)
+
+
+def larger(a: int, b: int) -> Any:
+    """`max(a, b)`, without a branch that would specialise a graph of symbolic sizes."""
+    return torch.sym_max(a, b) if sizes_are_symbols(a, b) else max(a, b)
+
+
 def if_at_most(value: Any, limit: int, then: int, otherwise: int) -> Any:
     """`then if value <= limit else otherwise`, without a branch that would specialise a graph of symbolic sizes."""
-    if not torch.compiler.is_compiling():
+    if not sizes_are_symbols(value, limit):
         return then if value <= limit else otherwise
     is_at_most = torch.sym_min(1, torch.sym_max(0, limit + 1 - value))
     return otherwise + (then - otherwise) * is_at_most

@@ -40,8 +40,7 @@ Interval = int | Literal["adaptive"]  # "adaptive": see `adaptive_interval`
 
 def adaptive_interval(height: int, width: int, group_size: int) -> int:
     """The least interval at which G tokens span a map: ceil(max(H, W) / G)."""
-    longer: Any = torch.sym_max(height, width)  # a symbol where they are
-    return _ceil(longer, group_size)
+    return _ceil(kernels.larger(height, width), group_size)
 
 
 class GroupRule(NamedTuple):
@@ -70,7 +69,7 @@ class GroupRule(NamedTuple):
     def cells(self, height: int, width: int) -> tuple[int, int, int]:
         """(gh, gw, I) of a map whose sides may be symbols; gh = H, gw = W, I = 1 where it is one group."""
         (gh, gw), interval = self._regions(height, width)
-        shorter = torch.sym_min(height, width)
+        shorter = kernels.smaller(height, width)
         return (
             kernels.if_at_most(shorter, self.group_size, height, gh),
             kernels.if_at_most(shorter, self.group_size, width, gw),
