@@ -13,10 +13,10 @@ from crossformerpp.layers.attention import attention_weights
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 12), (0, 12)])
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 4, 12), (0, 12), (40, 4), (40, 7)])
 def test_projection_equals_torch_linear_with_gradients(bias, shape):
-    ours = Linear(12, 7, bias=bias)
-    theirs = torch.nn.Linear(12, 7, bias=bias)
+    ours = Linear(shape[-1], 7, bias=bias)
+    theirs = torch.nn.Linear(shape[-1], 7, bias=bias)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(shape, requires_grad=True)
     weight = torch.randn(*shape[:-1], 7)
@@ -24,6 +24,10 @@ def test_projection_equals_torch_linear_with_gradients(bias, shape):
     b = torch.autograd.grad((theirs(x) * weight).sum(), [x, *theirs.parameters()])
     torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(a, b)
+    for layer in (ours, theirs):
+        layer(x).sum().backward()  # one gradient for all outputs, which is not spread in memory
+    torch.testing.assert_close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
+    assert all(p.grad.is_contiguous() for p in ours.parameters())
 
 
 def test_projection_can_be_differentiated_twice():

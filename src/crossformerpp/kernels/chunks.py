@@ -56,7 +56,10 @@ def block(
     out = torch.empty_like(x)
     for place, sides in chunks:
         rows = x[place] if isinstance(place, slice) else x.index_select(0, place)
-        rows = rows + attended(rows, sides)
-        rows = rows + mlp(F.layer_norm(rows, norm2.shape, norm2, norm2_bias, eps[1]), *fc)
-        out[place] = rows
+        rows = attended(rows, sides).add_(rows)  # in place: what a branch returns is nobody else's
+        branch = mlp(F.layer_norm(rows, norm2.shape, norm2, norm2_bias, eps[1]), *fc)
+        if isinstance(place, slice):
+            torch.add(rows, branch, out=out[place])
+        else:
+            out.index_copy_(0, place, branch.add_(rows))
     return out

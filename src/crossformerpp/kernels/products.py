@@ -56,28 +56,23 @@ def _onednn_gelu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _fastest_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     T = rows_class(x.numel() // x.shape[-1])
-    is_training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    shapes = "linear", T, *weight.shape, x.dtype, "training" if is_training else "inference"
+    layout = () if weight.is_contiguous() else ("transposed",)
 
     def candidates() -> dict[str, Callable[[], Any]]:
-        rows, own = _sample(x, T, is_training), _sample(weight, len(weight), is_training)
-        added = None if bias is None else bias.detach()
-        calls = {
+        rows, own, added = _sample(x, T), weight.detach(), None if bias is None else bias.detach()
+        return {
             "default": lambda: F.linear(rows, own, added),
             "oneDNN": lambda: _OneDNNProduct.apply(rows, own, added),
         }
-        return {
-            name: _with_gradients(call, rows, own) if is_training else call for name, call in calls.items()
-        }
 
-    return choose(shapes, "oneDNN", candidates)
+    return choose(("linear", T, *weight.shape, *layout, x.dtype), "oneDNN", candidates)
 
 
 def _fastest_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     T = rows_class(x.numel() // x.shape[-1])
 
     def candidates() -> dict[str, Callable[[], Any]]:
-        rows = _sample(x, T, False)
+        rows = _sample(x, T)
         return {
             "default": lambda: F.gelu(linear(rows, weight, bias)),
             "oneDNN": lambda: _onednn_gelu(rows, weight, bias),
@@ -86,18 +81,29 @@ def _fastest_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     return choose(("linear and gelu", T, *weight.shape, x.dtype, "inference"), "oneDNN", candidates)
 
 
-def _sample(x: Tensor, rows: int, with_gradient: bool) -> Tensor:
-    some = x.detach().reshape(-1, x.shape[-1])[:rows]
-    return some.requires_grad_() if with_gradient else some
+def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """gradᵀ·x: grad (T, M), x (T, K) -> (M, K)."""
+    if torch.is_grad_enabled() or not _can_take_onednn(grad, x):
+        return grad.t() @ x
+    T = rows_class(len(grad))
+
+    def candidates() -> dict[str, Callable[[], Any]]:
+        some, rows = _sample(grad, T), _sample(x, T)
+        return {"default": lambda: some.t() @ rows, "oneDNN": lambda: _onednn_weight_gradient(some, rows)}
+
+    choice = choose(("weight gradient", T, grad.shape[1], x.shape[1], x.dtype), "oneDNN", candidates)
+    return grad.t() @ x if choice == "default" else _onednn_weight_gradient(grad, x)
 
 
-def _with_gradients(call: Callable[[], Tensor], *inputs: Tensor) -> Callable[[], Any]:
-    def run() -> Any:
-        with torch.enable_grad():
-            out = call()
-        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+def _onednn_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    (T, M), K = grad.shape, x.shape[1]
+    if K < M < T:  # oneDNN copies the first factor, so that should be the smaller one
+        return torch.ops.mkldnn._linear_pointwise(x.t(), grad.t(), None, "none", [], "").t().contiguous()
+    return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "")
 
-    return run
+
+def _sample(x: Tensor, rows: int) -> Tensor:
+    return x.detach().reshape(-1, x.shape[-1])[:rows]
 
 
 def _can_take_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -127,8 +133,8 @@ class _OneDNNProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _OneDNNProduct.apply(grad, weight.t(), None) if for_x else None,
-            _OneDNNProduct.apply(grad.t(), x.t(), None) if for_weight else None,
+            linear(grad, weight.t(), None) if for_x else None,
+            _weight_gradient(grad, x) if for_weight else None,
             grad.sum(0) if for_bias and ctx.has_bias else None,
         )
 
@@ -152,6 +158,5 @@ class _GeluLinear(torch.autograd.Function):
             for_gelu = linear(grad, weight.to(grad.dtype).t(), None)
             for_x = torch.ops.aten.gelu_backward(for_gelu, hidden)
         if for_weight:
-            active = F.gelu(hidden).reshape(-1, hidden.shape[-1])
-            of_weight = linear(rows.t(), active.t(), None)
+            of_weight = _weight_gradient(rows, F.gelu(hidden).reshape(-1, hidden.shape[-1]))
         return for_x, of_weight, rows.sum(0) if for_bias and ctx.has_bias else None
