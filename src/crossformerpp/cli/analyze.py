@@ -160,7 +160,9 @@ def architecture(
 @app.command()
 def groups(
     run: Annotated[str, typer.Argument(help="A run or a checkpoint of a CrossFormer.")],
-    budget: Annotated[str, typer.Option(help="Multiply-accumulates of the whole model, e.g. 4.2GMACs or 380M.")],
+    budget: Annotated[
+        str, typer.Option(help="Multiply-accumulates of the whole model, e.g. 4.2GMACs or 380M.")
+    ],
     smallest: Annotated[
         int | None, typer.Option(min=1, help="Smallest group size; default: the run's.")
     ] = None,
