@@ -101,7 +101,7 @@ def test_attention_of_a_run(call, run, photo, tmp_path):
 def test_groups_go_into_a_recipe_that_starts_from_the_run(call, run, photo, tmp_path):
     page = tmp_path / "chosen.yaml"
     arguments = ["groups", run, "--image", photo, "--smallest", 1, "--largest", 4, "--out", page]
-    status, out, err = call(*arguments, "--budget", "1G", "--json")
+    status, out, err = call(*arguments, "--budget", "1GMACs", "--json")
     assert status == 0, err
     everything = json.loads(out)
     recipe = load_recipe(str(page))
@@ -129,7 +129,7 @@ def test_groups_go_into_a_recipe_that_starts_from_the_run(call, run, photo, tmp_
     [
         (["amplitude", "no_such_model"], "no model 'no_such_model'"),
         (["attention", "resnet18", "--size", "32"], "ResNet: attention maps can be taken from"),
-        (["attention", "crossformer_tiny", "--token", "2,0"], "--token 2,0: give Y,X as shares"),
+        (["attention", "crossformer_tiny", "--token", "2,0"], "--token 2,0: give Y,X as fractions"),
         (["attention", "crossformer_tiny", "--options", "3"], "--options '3': expected a mapping"),
         (["groups", "crossformer_tiny", "--budget", "1G"], "pass its run"),
         (["groups", "crossformer_tiny", "--budget", "much"], "--budget much: give multiply-accumulates"),

@@ -374,7 +374,7 @@ def test_options_that_do_not_belong_together():
     for options, said in (
         ([], "pass --model NAME"),
         (["--task", "detection", "--model", "crossformer_small"], "leave out --model"),
-        (["--model", "crossformer_small", "--options", "lda: regional"], "belongs to --task"),
+        (["--model", "crossformer_small", "--options", "lda: regional"], "is for --task"),
     ):
         refused = CliRunner().invoke(cli.app, ["convert", "a.pth", "b.safetensors", *options])
         assert said in str(refused.exception)

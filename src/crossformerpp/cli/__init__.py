@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -38,7 +38,7 @@ from crossformerpp.cli.output import plain
 
 app = typer.Typer(
     name="crossformer",
-    help="CrossFormer and CrossFormer++: train, evaluate and predict; convert and list models.",
+    help="Train, evaluate, run and export CrossFormer and CrossFormer++ models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -96,11 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(f"this needs {error.name}: pip install '.[train]' in a checkout of crossformerpp", USER_ERROR)
     except Exception as error:
-        # typer's own complaints about arguments know how to say themselves
-        say = getattr(error, "format_message", None)
-        if os.environ.get("CROSSFORMER_TRACEBACK") or not (say or isinstance(error, (ValueError, OSError))):
+        is_usage = hasattr(error, "format_message")  # typer's own errors about arguments
+        if os.environ.get("CROSSFORMER_TRACEBACK") or not (
+            is_usage or isinstance(error, (ValueError, OSError))
+        ):
             raise
-        _fail(say() if say else _described(error), USER_ERROR)
+        _fail(_usage(error) if is_usage else _described(error), USER_ERROR)
     sys.exit(status or 0)
 
 
@@ -121,6 +122,14 @@ def _signal_again(unraisable: "sys.UnraisableHookArgs") -> None:
         return
     with suppress(RuntimeError):  # no thread starts any more: the process is at its end
         threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
+
+
+def _usage(error: Any) -> str:
+    """A wrong argument, and where its command explains itself."""
+    message, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
+    if context is None or message.endswith("?"):  # did you mean …?
+        return message
+    return f"{message}; see {context.command_path} --help"
 
 
 def _described(error: Exception) -> str:

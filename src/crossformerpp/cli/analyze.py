@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crossformerpp.tasks.network import Network
 
 app = typer.Typer(
-    help="Look inside networks: amplitudes, attention, architecture, group sizes, accuracy by cost.",
+    help="Inspect models: amplitude, attention, architecture, group sizes, accuracy against cost.",
     no_args_is_help=True,
 )
 app.command()(budget.budget)
@@ -31,19 +31,22 @@ app.command()(budget.cascade)
 Images = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image", help="An image or a folder of images; may be repeated. Default: twelve photographs."
+        "--image",
+        help="An image or a folder of images; may be repeated. Default: twelve built-in photographs.",
     ),
 ]
 Size = Annotated[
     int | None, typer.Option(min=32, help="Side of the images in pixels; default: the run's, or 224.")
 ]
-Options = Annotated[str, typer.Option(help="Model options as a YAML mapping, for example 'cooling: 3'.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for tables and pictures; default: a new ./analysis.")]
+Options = Annotated[str, typer.Option(help="Model options as YAML, e.g. 'cooling: 3'.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Output folder; default: analysis, or analysis-2, … if it exists.")
+]
 
 
 @app.command()
 def amplitude(
-    models: Annotated[list[str], typer.Argument(help="Runs, checkpoints or timm names.")],
+    models: Annotated[list[str], typer.Argument(help="Runs, checkpoints or timm model names.")],
     images: Images = None,
     size: Size = None,
     options: Options = "{}",
@@ -51,7 +54,7 @@ def amplitude(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Maximal and mean |output| of every block on images (Fig. 5): amplitude.csv and .png."""
+    """Measure the maximal and mean |output| of every block (Fig. 5 of the paper)."""
     from crossformerpp.analysis.amplitude import block_amplitudes
     from crossformerpp.analysis.block_pictures import amplitude_curves
 
@@ -82,10 +85,12 @@ def amplitude(
 
 @app.command()
 def attention(
-    model: Annotated[str, typer.Argument(help="A run, a checkpoint or a timm name.")],
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint or a timm model name.")],
     tokens: Annotated[
         list[str],
-        typer.Option("--token", help="Y,X of a token as shares of the group's sides; may be repeated."),
+        typer.Option(
+            "--token", help="Position Y,X of a token, as fractions of the group's sides; may be repeated."
+        ),
     ] = ["0.5,0.5", "0.2,0.3"],  # noqa: B006
     images: Images = None,
     size: Size = None,
@@ -94,7 +99,7 @@ def attention(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Averaged attention maps of tokens (Fig. 4, Eq. 3-5) and attention distances of every block and head."""
+    """Average the attention maps of tokens (Fig. 4, Eq. 3-5) and measure attention distances per head."""
     from crossformerpp.analysis.attention_maps import block_attentions
     from crossformerpp.analysis.block_pictures import attention_distances, attention_pictures
 
@@ -130,20 +135,20 @@ def attention(
 
 @app.command()
 def architecture(
-    model: Annotated[str, typer.Argument(help="A CrossFormer's run, checkpoint or timm name.")],
+    model: Annotated[str, typer.Argument(help="A run, checkpoint or timm model name of a CrossFormer.")],
     size: Size = None,
     options: Options = "{}",
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw the model's stages and blocks (Fig. 1, 6) and its first CEL (Fig. 3) from its own layers."""
+    """Draw the stages and blocks of a model (Fig. 1, 6) and its first embedding layer (Fig. 3)."""
     from crossformerpp.analysis import architecture_pictures as pictures
     from crossformerpp.data.photographs import open_photographs
     from crossformerpp.models import CrossFormer
 
     network = _open(model, options, size)
     if not isinstance(network.model, CrossFormer):
-        raise ValueError(f"{model}: not a CrossFormer, whose architecture this command draws")
+        raise ValueError(f"{model}: not a CrossFormer; this command draws no other architecture")
     folder = _claim(out, overwrite)
     photograph = next(iter(open_photographs("train")))
     pictures.architecture(network.model, network.size).savefig(folder / "architecture.png", dpi=100)
@@ -156,22 +161,24 @@ def architecture(
 def groups(
     run: Annotated[str, typer.Argument(help="A run or a checkpoint of a CrossFormer.")],
     budget: Annotated[
-        str, typer.Option(help="Multiply-accumulates of the whole model, for example 4.2G or 380M.")
+        str, typer.Option(help="Multiply-accumulates of the whole model, e.g. 4.2GMACs or 380M.")
     ],
     smallest: Annotated[
         int | None, typer.Option(min=1, help="Smallest group size; default: the run's.")
     ] = None,
     largest: Annotated[
         int | None,
-        typer.Option(min=1, help="Largest group size, with which attention is measured; default: the run's."),
+        typer.Option(min=1, help="Largest group size, at which attention is measured; default: the run's."),
     ] = None,
     images: Images = None,
     size: Size = None,
-    out: Annotated[Path | None, typer.Option(help="Recipe to write; it continues from the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Recipe to write, which starts from the run's weights.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose a group size per block from a trained model's attention, within a budget; no weight changes."""
+    """Choose a group size per block from a trained model's attention, within a budget of MACs."""
     macs = _macs(budget)
     if out is not None and out.exists() and not overwrite:
         raise ValueError(f"{out} exists; choose another --out, or pass --overwrite")
@@ -265,18 +272,19 @@ def _place(text: str) -> tuple[float, float]:
     except ValueError:
         y = x = -1.0
     if not (0 <= y <= 1 and 0 <= x <= 1):
-        raise ValueError(f"--token {text}: give Y,X as shares of the group's sides, such as 0.5,0.5")
+        raise ValueError(f"--token {text}: give Y,X as fractions of the group's sides, such as 0.5,0.5")
     return y, x
 
 
 def _macs(text: str) -> int:
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:].upper())
+    number = text.removesuffix("MACs")  # as `predict --budget` writes it
+    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(number[-1:].upper())
     try:
-        macs = float(text[:-1]) * scale if scale else float(text)
+        macs = float(number[:-1]) * scale if scale else float(number)
     except ValueError:
         macs = 0.0
     if macs <= 0:
-        raise ValueError(f"--budget {text}: give multiply-accumulates such as 4.2G or 380M")
+        raise ValueError(f"--budget {text}: give multiply-accumulates such as 4.2GMACs or 380M")
     return round(macs)
 
 

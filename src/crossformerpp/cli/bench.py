@@ -15,8 +15,8 @@ from crossformerpp.cli.train import AsJson, Overwrite
 Protocol = Annotated[
     Literal["turns", "paper"],
     typer.Option(
-        help="turns: all models in turn, each run waited for; paper: each model alone, 50 runs to warm up, then 30 "
-        "back to back."
+        help="turns: models take turns and each run is waited for; paper: one model at a time, 50 warm-up runs, "
+        "then 30 without waiting in between."
     ),
 ]
 
@@ -24,25 +24,33 @@ Protocol = Annotated[
 def bench(
     models: Annotated[
         list[str],
-        typer.Argument(help="timm names; the last is the one the others are compared with."),
+        typer.Argument(help="timm model names; the others are compared with the last one."),
     ],
-    batch: Annotated[list[int], typer.Option(min=1, help="Images in a batch; may be repeated.")] = [16, 1],  # noqa: B006
-    size: Annotated[list[str], typer.Option(help="Side, or HEIGHTxWIDTH; may be repeated.")] = ["224"],  # noqa: B006
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "float32",
-    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
-    training: Annotated[bool, typer.Option("--train", help="A whole training step.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    batch: Annotated[list[int], typer.Option(min=1, help="Images per batch; may be repeated.")] = [16, 1],  # noqa: B006
+    size: Annotated[list[str], typer.Option(help="SIDE or HEIGHTxWIDTH; may be repeated.")] = ["224"],  # noqa: B006
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Data type of weights and images.")
+    ] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the models with torch.compile.")
+    ] = False,
+    training: Annotated[
+        bool, typer.Option("--train", help="Time training steps instead of inference.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: PyTorch's.")] = None,
     options: Annotated[
-        str, typer.Option(help="YAML mapping for CrossFormers, e.g. 'group_sizes: [14, 14, 7, 7]'.")
+        str, typer.Option(help="Options of CrossFormer models as YAML, e.g. 'group_sizes: [14, 14, 7, 7]'.")
     ] = "{}",
-    seconds: Annotated[float, typer.Option(help="About how long to time each setting in turns.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(help="Approximate time per size and batch size, with --protocol turns.")
+    ] = 10.0,
     protocol: Protocol = "turns",
     out: Annotated[Path | None, typer.Option(help="Folder for bench.csv and bench.png.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time models in one process: milliseconds per batch, images/s, share of the machine's peak, memory."""
+    """Compare the speed and memory of timm models: ms per batch, images/s, share of the machine's peak, memory."""
     import torch
 
     from crossformerpp.analysis.benchmark import Setting

@@ -17,43 +17,43 @@ if TYPE_CHECKING:
     from crossformerpp.analysis.budget_report import Comparison
     from crossformerpp.engine.budget import Judge
 
-Run = Annotated[Path, typer.Argument(help="A run or a checkpoint with a CrossFormer in it.")]
+Run = Annotated[Path, typer.Argument(help="A run or a checkpoint of a CrossFormer.")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Measure on other data, as for eval; default: the run's validation data."),
+    typer.Option("--data", help="Evaluate on other data; default: the run's validation data."),
 ]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder for results; default: RUN/budget, where --budget looks.")
-]
+Out = Annotated[Path | None, typer.Option(help="Output folder; default: RUN/budget, which --budget reads.")]
 
 
 def budget(
     run: Run,
     data: Data = None,
-    evaluations: Annotated[int, typer.Option(min=3, help="Settings that the search measures.")] = 48,
+    evaluations: Annotated[int, typer.Option(min=3, help="Number of settings to measure.")] = 48,
     group_sizes: Annotated[
-        list[int] | None, typer.Option("--group-size", min=1, help="A choice of G; may be repeated.")
+        list[int] | None, typer.Option("--group-size", min=1, help="A group size to try; may be repeated.")
     ] = None,
     intervals: Annotated[
-        list[str] | None, typer.Option("--interval", help="A choice of I, or adaptive; may be repeated.")
+        list[str] | None, typer.Option("--interval", help="An interval to try, or adaptive; may be repeated.")
     ] = None,
     sizes: Annotated[
         list[int] | None,
-        typer.Option("--size", min=32, help="A choice of the images' size; may be repeated."),
+        typer.Option("--size", min=32, help="An image size to try; may be repeated."),
     ] = None,
     per: Annotated[
-        Literal["stage", "block"], typer.Option(help="What has a G and an I of its own.")
+        Literal["stage", "block"], typer.Option(help="Choose group size and interval per stage or per block.")
     ] = "stage",
-    randoms: Annotated[int, typer.Option(min=0, help="Random settings of equal cost at each budget.")] = 3,
+    randoms: Annotated[
+        int, typer.Option(min=0, help="Random settings of equal cost to compare with at each budget.")
+    ] = 3,
     resamples: Annotated[
-        int, typer.Option(min=0, help="Draws of the held-out images, for confidence intervals.")
+        int, typer.Option(min=0, help="Bootstrap samples of the held-out images, for confidence intervals.")
     ] = 400,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the search.")] = 0,
     out: Out = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy against cost for many groupings of one network, and keep the best: front.json, recipes, plot."""
+    """Measure accuracy against cost for many group sizes of one model, and keep the best settings."""
     from crossformerpp.analysis import budget_report as report
     from crossformerpp.analysis.budget import Search, pareto_front
     from crossformerpp.data.lock import RunLock
@@ -93,17 +93,20 @@ def cascade(
     run: Run,
     data: Data = None,
     small: Annotated[
-        int | None, typer.Option(min=1, help="Number of the small point in the front; default: the cheapest.")
+        int | None,
+        typer.Option(
+            min=1, help="Number of the small setting in the table of `analyze budget`; default: the cheapest."
+        ),
     ] = None,
     large: Annotated[
-        int | None, typer.Option(min=1, help="Number of the large point; default: the most accurate.")
+        int | None, typer.Option(min=1, help="Number of the large setting; default: the most accurate.")
     ] = None,
     resamples: Annotated[
-        int, typer.Option(min=0, help="Draws of the held-out images, for confidence intervals.")
+        int, typer.Option(min=0, help="Bootstrap samples of the held-out images, for confidence intervals.")
     ] = 400,
     as_json: AsJson = False,
 ) -> None:
-    """Choose how sure a classifier must be at a small setting to spare the large one: cascade.json, a curve."""
+    """Choose the confidence below which a classifier repeats an image at a larger setting (--cascade)."""
     from crossformerpp.analysis.budget_report import write_rows
     from crossformerpp.analysis.cascade import draw_cascade
     from crossformerpp.data.writing import replacing_folder, write_json
@@ -144,7 +147,7 @@ def cascade(
     show_table(("setting", "accuracy", "MACs, mean"), rows, title)
     if section.macs >= section.large_macs:
         say(
-            "this cascade saves nothing: it costs no less than its large setting; pass other --small and --large"
+            "this cascade saves nothing: it costs no less than its large setting; pass another --small or --large"
         )
     say(
         f"cascade.json, cascade.csv and cascade.png are in {folder}; to use it: crossformer predict {run} --cascade"

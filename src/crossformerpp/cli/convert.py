@@ -10,39 +10,42 @@ from crossformerpp.cli.train import AsJson, Overwrite
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A released .pth file.")],
+    source: Annotated[Path, typer.Argument(help="A .pth file released by the authors.")],
     destination: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
     model: Annotated[
         str | None,
         typer.Option(
-            help="Variant, e.g. crossformer_small. Not with --task: a detector's weights tell its backbone."
+            help="Model the weights belong to, e.g. crossformer_small. Detected for detectors and segmenters."
         ),
     ] = None,
     task: Annotated[
         Literal["classification", "detection", "segmentation"],
         typer.Option(
-            help="What to convert: a classifier (or a backbone alone), a whole detector or segmenter."
+            help="What to convert: a classifier or backbone, a whole detector, or a whole segmenter."
         ),
     ] = "classification",
     options: Annotated[
         str,
-        typer.Option(help="With --task: groups other than the file's, e.g. 'group_sizes: [14, 14, 7, 7]'."),
+        typer.Option(
+            help="With --task detection or segmentation: other model options than the file's (YAML), e.g. "
+            "'group_sizes: [14, 14, 7, 7]'."
+        ),
     ] = "{}",
     lda: Annotated[
         Literal["spanning", "regional"] | None,
-        typer.Option(help="LDA grouping the weights were trained with; default: the variant's."),
+        typer.Option(help="Long-distance grouping the weights were trained with; default: the model's."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a released checkpoint to safetensors without executing any of its contents."""
+    """Convert a checkpoint released by the authors to safetensors, without executing anything in it."""
     from crossformerpp.recipes.load import parse_options
 
     chosen = parse_options(options)
     if task != "classification":
         if model is not None:
             raise ValueError(
-                f"--model {model} --task {task}: leave out --model, the weights tell which backbone it is"
+                f"--model {model} --task {task}: leave out --model; the backbone is detected from the weights"
             )
         _convert_dense(source, destination, task, chosen | ({"lda": lda} if lda else {}), overwrite, as_json)
         return
@@ -51,7 +54,7 @@ def convert(
             "pass --model NAME, such as crossformer_small, or --task for a whole detector or segmenter"
         )
     if chosen:
-        raise ValueError(f"--options {options!r} belongs to --task detection or segmentation")
+        raise ValueError(f"--options {options!r} is for --task detection and segmentation: leave it out")
     from crossformerpp import checkpoints
 
     report = checkpoints.convert(source, destination, model, lda=lda, overwrite=overwrite)

@@ -13,12 +13,11 @@ from crossformerpp.data.writing import to_json
 
 Form = Annotated[
     Literal["coco", "yolo", "voc", "masks", "folders", "table"] | None,
-    typer.Option("--format", help="The data's format, where a folder holds several; default: found out."),
+    typer.Option("--format", help="Format of the data, for a folder that holds several; default: detected."),
 ]
 
 app = typer.Typer(
-    help="Check a data set in any of the formats that `train` takes, look for what is likely wrong with it; "
-    "convert it; write digit_scenes.",
+    help="Check, examine and convert data sets; write the built-in digit_scenes.",
     no_args_is_help=True,
 )
 app.command()(doctor)
@@ -29,34 +28,33 @@ def check(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A folder in any of the formats, an annotation file, data.yaml, or a table of images."
+            help="A data set in any format that `train` takes: a folder, a COCO file, data.yaml or a table of images."
         ),
     ],
     images: Annotated[
-        Path | None, typer.Option(help="Image folder; default: the one found beside the annotation file.")
+        Path | None,
+        typer.Option(help="Folder of the images of a COCO file; default: searched for beside the file."),
     ] = None,
     palette: Annotated[
-        Path | None, typer.Option(help="Table name,r,g,b of the classes, for masks of colours.")
+        Path | None, typer.Option(help="CSV file with columns name,r,g,b, for colour masks.")
     ] = None,
     ignore_label: Annotated[
-        int, typer.Option(min=0, max=65535, help="Value of the pixels in masks that count nowhere.")
+        int, typer.Option(min=0, max=65535, help="Value of ignored pixels in masks.")
     ] = 255,
     mask_values: Annotated[
-        str | None, typer.Option(help="Value of each class in the masks, as 0,255; default: 0,1,2,…")
+        str | None, typer.Option(help="Value of each class in the masks, e.g. 0,255; default: 0,1,2,…")
     ] = None,
     form: Form = None,
     multi_label: Annotated[
         bool,
-        typer.Option(
-            "--multi-label", help="Images of a table or of class folders have any number of labels."
-        ),
+        typer.Option("--multi-label", help="Images have any number of labels (tables, class folders)."),
     ] = False,
     channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels of the images; default: found out.")
+        int | None, typer.Option(min=1, help="Channels of the images; default: detected.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a data set; the exit status is 1 if anything is wrong with it."""
+    """Open every image and annotation of a data set and list problems; exit status 1 if there are any."""
     from crossformerpp.data.segmentation import has_masks
 
     wanted: Any = form
@@ -146,11 +144,11 @@ def _check_masks(
 
 
 def _show_data(data: dict[str, Any]) -> None:
-    """What a recipe needs of the images, to be copied into it or onto the command line."""
+    """Settings of the images, to be copied into a recipe or onto the command line."""
     if data:
-        what = "recipe of these images"
+        what = "mean and standard deviation, for training from scratch"
         if "channels" in data:
-            what = "these images are not 8-bit RGB; a recipe that keeps all they hold"
+            what = "these images are not 8-bit RGB; settings that keep all of their content"
         show(f"{what}: `data: {to_json(data, indent=None)}`, or")
         settings = ((key, to_json(value, indent=None).replace(" ", "")) for key, value in data.items())
         show("  " + " ".join(f"--set data.{name}={value}" for name, value in settings))
@@ -167,18 +165,18 @@ def _show(report: Any, what: str, classes: list[tuple[str, str]]) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A data set in any of the formats that `train` takes.")],
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    source: Annotated[Path, typer.Argument(help="A data set in any format that `train` takes.")],
+    out: Annotated[Path, typer.Argument(help="Folder to create.")],
     to: Annotated[
         Literal["coco", "yolo", "voc", "masks", "folders", "table"], typer.Option(help="The format to write.")
     ],
     form: Form = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of the images for validation, where the set has no splits.")
+        float, typer.Option(help="Fraction of the images for validation, if the data set has no splits.")
     ] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of that split.")] = 0,
 ) -> None:
-    """Write a data set in another format: images are copied, nothing is overwritten."""
+    """Convert a data set to another format: images are copied, nothing is overwritten."""
     from crossformerpp.data.convert import convert as convert_data
 
     if not 0 < val_fraction < 1:
@@ -201,13 +199,13 @@ def convert(
 
 @app.command(name="digit-scenes")
 def digit_scenes(
-    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to create.")],
     train: Annotated[int, typer.Option(min=1, help="Number of training scenes.")] = 400,
     val: Annotated[int, typer.Option(min=1, help="Number of validation scenes.")] = 100,
     size: Annotated[int, typer.Option(min=64, help="Side of a scene in pixels.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the scenes.")] = 0,
 ) -> None:
-    """Write real digits on real photographs, with exact boxes and masks: for detection and segmentation."""
+    """Write the built-in digit_scenes: digits on photographs, as COCO annotations and masks."""
     from crossformerpp.data.scenes import write_digit_scenes
 
     write_digit_scenes(folder, train, val, size, seed)

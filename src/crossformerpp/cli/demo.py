@@ -14,12 +14,14 @@ NEW_RUN = Path("runs/demo")
 def demo(
     run: Annotated[
         Path | None,
-        typer.Argument(help="A finished run of any task; default: train the digits in runs/demo first."),
+        typer.Argument(
+            help="A finished run of any task; default: first train the recipe digits into runs/demo."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Output page; default: RUN/report.html.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default: RUN/report.html.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write an HTML report of a run: predictions, curves, confusion matrix, model, speed. Needs no network."""
+    """Write an HTML report of a run: predictions, learning curves, errors, model and speed."""
     page = out or (run or NEW_RUN) / "report.html"
     if page.exists() and not overwrite:
         raise ValueError(f"{page} exists; choose another --out, or pass --overwrite")
@@ -46,4 +48,4 @@ def demo(
     page.parent.mkdir(parents=True, exist_ok=True)
     with replacing(page) as file:
         file.write(content)
-    say(f"open {page} in a browser: one file of {len(content) / 1e6:.1f} MB that needs no other")
+    say(f"open {page} in a browser: one self-contained file of {len(content) / 1e6:.1f} MB")

@@ -12,36 +12,34 @@ from crossformerpp.cli.train import AsJson, Overwrite
 def doctor(
     path: Annotated[
         Path,
-        typer.Argument(
-            help="A folder of class folders, of images and masks, or in COCO's format; an annotation file."
-        ),
+        typer.Argument(help="A data set in any format that `train` takes, or an annotation file."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for index.html and findings.csv.")] = Path("doctor"),
     task: Annotated[
         Literal["classification", "detection", "segmentation"] | None,
-        typer.Option(help="What the data are for; default: found from the folder."),
+        typer.Option(help="Task of the data; default: detected."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Run, checkpoint or timm model whose features are compared; default: features of pixels."
+            help="Run, checkpoint or timm model that computes the features; default: features of the pixels."
         ),
     ] = None,
     pretrained: Annotated[
-        bool, typer.Option(help="Take timm's weights of a timm --model, downloaded if need be.")
+        bool, typer.Option(help="Use timm's pretrained weights of --model, downloaded if necessary.")
     ] = False,
     similarity: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Least cosine similarity of near duplicates.")
+        float, typer.Option(min=0.5, max=1.0, help="Lowest cosine similarity of near duplicates.")
     ] = 0.95,
     labels: Annotated[bool, typer.Option(help="Look for label errors.")] = True,
-    images: Annotated[Path | None, typer.Option(help="As of `data check`.")] = None,
-    palette: Annotated[Path | None, typer.Option(help="As of `data check`.")] = None,
-    ignore_label: Annotated[int, typer.Option(min=0, max=65535, help="As of `data check`.")] = 255,
-    mask_values: Annotated[str | None, typer.Option(help="As of `data check`.")] = None,
+    images: Annotated[Path | None, typer.Option(help="As in `data check`.")] = None,
+    palette: Annotated[Path | None, typer.Option(help="As in `data check`.")] = None,
+    ignore_label: Annotated[int, typer.Option(min=0, max=65535, help="As in `data check`.")] = 255,
+    mask_values: Annotated[str | None, typer.Option(help="As in `data check`.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for duplicates, leaks between splits, label errors, broken and odd images; one page, nothing changed."""
+    """Look for duplicates, leaks between splits, label errors, broken and odd images; nothing is changed."""
     from crossformerpp.analysis.doctor_page import PAGE, TABLE, counts, write_diagnosis
     from crossformerpp.data.doctor.examine import examine
     from crossformerpp.data.doctor.findings import KINDS
@@ -50,9 +48,9 @@ def doctor(
 
     refuse_taken(out, overwrite)
     if pretrained and model is None:
-        raise ValueError("--pretrained goes with --model NAME of timm")
+        raise ValueError("--pretrained needs --model NAME, a timm model")
     if path.is_dir() and out.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"{out}: inside the data, where training would find it; choose another --out")
+        raise ValueError(f"{out}: inside the data set, where training would find it; choose another --out")
     subjects = open_subjects(
         path,
         task,

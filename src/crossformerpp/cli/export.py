@@ -10,9 +10,14 @@ from crossformerpp.cli.train import AsJson, Budget, Overwrite
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, a converted file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run directory, a checkpoint, a converted file or a shared folder.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="Output file; default: the run's name in the current folder.")
+        Path | None,
+        typer.Option(
+            help="Output file; default: NAME.onnx or NAME.pt2 in the current folder, after the run."
+        ),
     ] = None,
     form: Annotated[
         Literal["onnx", "torch-export", "aoti"], typer.Option("--format", help="Format of the file.")
@@ -22,25 +27,35 @@ def export(
     ] = False,
     size: Annotated[
         int | None,
-        typer.Option(min=32, help="Approximate shorter side of the images; default: the recipe's."),
+        typer.Option(
+            min=32,
+            help="Shorter side of the images in pixels, rounded to what the model needs; default: the recipe's.",
+        ),
     ] = None,
     dynamic_size: Annotated[
         bool,
-        typer.Option("--dynamic-size", help="Leave a classifier's height and width open, as others' are."),
+        typer.Option(
+            "--dynamic-size",
+            help="Export a classifier with dynamic height and width (other tasks always have them).",
+        ),
     ] = False,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Quantize to int8 (ONNX), and judge what it costs; needs --calibrate."),
+        typer.Option(
+            "--int8", help="Quantize to int8 (ONNX only) and measure the loss of accuracy; needs --calibrate."
+        ),
     ] = False,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Folder of images to calibrate int8 with, like those to come.")
+        Path | None, typer.Option(help="Folder of representative images to calibrate int8 with.")
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Data to judge int8 by; default: the run's validation data."),
+        typer.Option(
+            "--data", help="Data to evaluate the int8 model on; default: the run's validation data."
+        ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, max=1, help="Refuse int8 that loses more of top-1, box AP or mIoU.")
+        float, typer.Option(min=0, max=1, help="Largest loss of top-1, box AP or mIoU that --int8 accepts.")
     ] = 0.01,
     budget: Budget = None,
     overwrite: Overwrite = False,
@@ -51,13 +66,15 @@ def export(
     from crossformerpp.export.formats import SUFFIXES
 
     if int8 != (calibrate is not None):
-        raise ValueError("--int8 and --calibrate FOLDER go together: the images give the ranges of values")
+        raise ValueError("--int8 and --calibrate FOLDER go together: pass both, or neither")
     if int8 and (form != "onnx" or features):
         raise ValueError("--int8 is for whole models in ONNX; leave out --format and --features")
     if int8 and budget is not None:
-        raise ValueError("--int8 is judged beside the run at its own setting; leave out --budget")
+        raise ValueError("--int8 is compared with the run at its own setting: leave out --budget")
     if data is not None and not int8:
-        raise ValueError("--data judges int8; `crossformer eval FILE --data …` judges any exported file")
+        raise ValueError(
+            "--data goes with --int8; to evaluate any exported file: crossformer eval FILE --data …"
+        )
     destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
     certificate = None
     if calibrate is not None:
@@ -72,7 +89,7 @@ def export(
             size=size,
             dynamic_size=dynamic_size,
             overwrite=overwrite,
-            track=lambda items, total: track(items, total, "judge int8"),
+            track=lambda items, total: track(items, total, "evaluate int8"),
         )
     else:
         report = write(
@@ -100,10 +117,12 @@ def export(
     show_table(
         ("images", "largest difference to eager", "of the largest output"),
         [(shape, f"{difference:.1e}", f"{share:.1e}") for shape, difference, share in rows],
-        None if certificate is None else "float32, before it became int8",
+        None if certificate is None else "float32, before quantization",
     )
     if certificate is not None:
-        show_metrics(certificate.metrics(), f"int8, beside {certificate.checkpoint} on {certificate.data}")
+        show_metrics(
+            certificate.metrics(), f"int8, compared with {certificate.checkpoint} on {certificate.data}"
+        )
     least, most = report.short_sides
     sides = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
     outputs = ", ".join(report.outputs)

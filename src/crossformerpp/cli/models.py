@@ -12,11 +12,11 @@ from crossformerpp.cli.train import AsJson
 def models(
     task: Annotated[
         Literal["classification", "detection", "segmentation"],
-        typer.Option(help="Task of the models; for detection and segmentation those of the paper's tables."),
+        typer.Option(help="Classifiers, or the detectors and segmenters of the paper's tables."),
     ] = "classification",
     as_json: AsJson = False,
 ) -> None:
-    """List models with their parameters and multiply-accumulates; for dense tasks beside the paper's figures."""
+    """List the models with their parameters and multiply-accumulates (MACs)."""
     if task == "detection":
         _dense_models(("III", "IV"), as_json)
     elif task == "segmentation":

@@ -15,52 +15,72 @@ from crossformerpp.cli.train import AsJson, Budget, Overlap, Overrides, Overwrit
 if TYPE_CHECKING:
     from crossformerpp.predict import PredictionRun
 
-_TABLE = 100  # images up to which a table is printed
-_ERRORS = 20  # images named that could not be predicted
-_FEW_BATCHES = 4  # up to which starting workers is not worth while
+_TABLE = 100  # most images for which a table is printed
+_ERRORS = 20  # most failed images that are named
+_FEW_BATCHES = 4  # so few batches do not repay starting workers
 
 
 def predict(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A run directory, a checkpoint, or an exported .onnx file.")
+        Path,
+        typer.Argument(
+            help="A run directory, a checkpoint, a converted file, a shared folder or an exported .onnx file."
+        ),
     ],
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images, folders, .tar shards, quoted patterns, or @LIST, a file with one a line."
+            help="Images, folders, .tar shards, quoted glob patterns, or @FILE, a text file with one path per line."
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Output folder; default: a new ./predictions.")] = None,
-    pictures: Annotated[bool, typer.Option(help="Draw an annotated picture of each image.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in --out where a run was stopped.")] = False,
-    top_k: Annotated[int, typer.Option(min=1, help="Number of classes to report.")] = 5,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output folder; default: predictions, or predictions-2, … if it exists."),
+    ] = None,
+    pictures: Annotated[bool, typer.Option(help="Write an annotated copy of each image.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted prediction in --out.")
+    ] = False,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Number of classes to report per image (classification).")
+    ] = 5,
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Minimum score of reported objects; default: 0.5.")
+        float | None,
+        typer.Option(min=0, max=1, help="Lowest score of reported objects (detection); default: 0.5."),
     ] = None,
     budget: Budget = None,
     cascade: Annotated[
         bool,
-        typer.Option("--cascade", help="Use the run's large setting only where its small one is unsure."),
+        typer.Option(
+            "--cascade",
+            help="Use the larger setting of `analyze cascade` only for images where the smaller one is unsure.",
+        ),
     ] = False,
     tiles: Tiles = None,
     overlap: Overlap = None,
     overrides: Overrides = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images that the network sees at once; default: the task's.")
+        int | None,
+        typer.Option(
+            min=1, help="Images per batch; default: 32 for classifiers, 1 for detectors and segmenters."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read images; default: by images and cores.")
+        int | None,
+        typer.Option(min=0, help="Processes that read images; default: half the cores, none for few images."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict images: predictions.jsonl and .csv as they come, annotated pictures, a table of a few images."""
+    """Run a model on images: predictions.jsonl, predictions.csv and annotated pictures."""
     from crossformerpp import predict as room
     from crossformerpp.data.writing import fresh_folder
 
     if resume and (out is None or overwrite):
-        raise ValueError("--resume needs --out, the folder to go on in, and excludes --overwrite")
+        raise ValueError(
+            "--resume needs --out, the folder to continue in, and cannot be combined with --overwrite"
+        )
     # of several images the bar counts images, of a single large one its windows
     options: dict[str, Any] = {
         "top_k": top_k,
@@ -88,7 +108,9 @@ def predict(
         try:
             rows = _rows(run, keep=len(found) <= _TABLE and not as_json)
         except KeyboardInterrupt:
-            say(f"interrupted; the same command goes on with --out {shlex.quote(str(folder))} --resume")
+            say(
+                f"interrupted; to continue, repeat the command with --out {shlex.quote(str(folder))} --resume"
+            )
             raise typer.Exit(130) from None
     if cascade:
         say(predictor.summary())  # type: ignore[attr-defined]

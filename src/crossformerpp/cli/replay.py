@@ -12,20 +12,20 @@ MOST_ROWS = 64  # of the table; samples.csv has all
 
 
 def replay(
-    run: Annotated[Path, typer.Argument(help="A run of any task.")],
-    step: Annotated[int, typer.Option(min=1, help="The optimiser step to show, from 1.")],
+    run: Annotated[Path, typer.Argument(help="A run directory (any task).")],
+    step: Annotated[int, typer.Option(min=1, help="The optimiser step to show, counted from 1.")],
     out: Annotated[Path | None, typer.Option(help="Output folder; default: a new RUN/replay/step-N.")] = None,
     from_start: Annotated[
         bool,
         typer.Option(
             "--from-start",
-            help="Train from the beginning where no checkpoint is before the step, for its losses.",
+            help="Without a checkpoint before the step, train from the beginning to get its losses.",
         ),
     ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the batch of a training step: samples, augmented pictures, what they are mixed with, and losses."""
+    """Show the batch of a training step: samples, augmented images, Mixup pairs and losses."""
     from crossformerpp.data.writing import claim_folder, fresh_folder
     from crossformerpp.engine import replay as engine_replay
 

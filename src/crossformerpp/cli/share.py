@@ -10,18 +10,21 @@ from crossformerpp.cli.train import Overwrite
 
 
 def share(
-    run: Annotated[Path, typer.Argument(help="A run directory, a checkpoint, or a converted file.")],
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    run: Annotated[Path, typer.Argument(help="A run directory, a checkpoint or a converted file.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
     push: Annotated[
         str | None, typer.Option(help="Also upload to the Hugging Face Hub as USER/NAME.")
     ] = None,
     license: Annotated[str, typer.Option(help="License of the weights.")] = "apache-2.0",
     pictures: Annotated[
-        bool, typer.Option(help="Show the evaluation's pictures, which are of validation data, on the card.")
+        bool,
+        typer.Option(
+            help="Put pictures of the evaluation, which show validation images, into the model card."
+        ),
     ] = True,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a folder for the Hugging Face Hub and timm: weights, config, a model card, a page to try the model."""
+    """Write a folder for the Hugging Face Hub and timm: weights, config, model card and a Gradio demo."""
     from crossformerpp import share as room
 
     folder = room.write_folder(run, out, license=license, repo=push, pictures=pictures, overwrite=overwrite)

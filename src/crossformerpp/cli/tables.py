@@ -18,26 +18,28 @@ if TYPE_CHECKING:
 
 def tables(
     numbers: Annotated[
-        list[str] | None, typer.Argument(metavar="[II … XI]", help="The paper's tables; default all.")
+        list[str] | None, typer.Argument(metavar="[II … XI]", help="Tables of the paper; default: all.")
     ] = None,
     count: Annotated[
         Literal["ours", "paper"],
         typer.Option(
-            help="ours: multiply-accumulates of real tokens; paper: of padded groups too, as the paper counts."
+            help="Which multiply-accumulates: ours, without padding; paper, including padded tokens as the paper does."
         ),
     ] = "ours",
-    measure: Annotated[bool, typer.Option("--measure", help="Time the classification models here.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also time the classification models on this machine.")
+    ] = False,
     batch: Annotated[list[int], typer.Option(min=1, help="Images per batch; may be repeated.")] = [64, 1],  # noqa: B006
     device: Annotated[str, typer.Option(help="Where to time: cpu, cuda, cuda:1, …")] = "cpu",
     seconds: Annotated[
-        float, typer.Option(help="About how long to time a table at each batch size in turns.")
+        float, typer.Option(help="Approximate time per table and batch size, with --protocol turns.")
     ] = 60.0,
     protocol: Protocol = "turns",
-    out: Annotated[Path | None, typer.Option(help="Folder for tables.md, tables.csv and diagrams.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables.md, tables.csv and plots.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the paper's tables: our parameters and multiply-accumulates beside the paper's figures."""
+    """Print the paper's tables with our parameters and multiply-accumulates (MACs) beside them."""
     from crossformerpp.analysis.tables import MEASURED_TABLES, TABLES, table_title
     from crossformerpp.analysis.tables import measure as timed
     from crossformerpp.data.writing import claim_folder

@@ -11,39 +11,52 @@ import typer
 
 from crossformerpp.cli.output import say, show_json, show_metrics, show_table, track
 
-Data = Annotated[Path | None, typer.Option("--data", help="Data folder; sets data.root of the recipe.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder with the data set; sets data.root of the recipe.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a recipe setting: a.b=value (YAML); repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", help="Override a recipe setting, e.g. trainer.epochs=30 (YAML values); may be repeated."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Cost of an image, 30ms or 2.1GMACs: a setting that `analyze budget` found in the run."
+        help="Most an image may cost, e.g. 30ms or 2.1GMACs: use the best setting that `analyze budget` found."
     ),
 ]
 Tiles = Annotated[
     int | None,
-    typer.Option(help="Look at images in squares of so many pixels (detection, segmentation)."),
+    typer.Option(help="Process images in tiles of this side in pixels (detection, segmentation)."),
 ]
 Overlap = Annotated[
-    float | None, typer.Option(help="Share of a tile that its neighbour sees, too; default: 0.2.")
+    float | None, typer.Option(help="Overlap of neighbouring tiles, as a fraction of --tiles; default: 0.2.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A built-in recipe (digits, folder, …) or a .yaml file.")
+        str | None,
+        typer.Argument(
+            help="A built-in recipe or a .yaml file. Built in: digits, mnist, digit_labels; for your data finetune, "
+            "linear_probe, folder, small_images, objects, masks; digit_scenes/…, imagenet/…, imagenet22k/…, coco/…, "
+            "ade20k/… (docs/recipes.md lists them all)."
+        ),
     ] = None,
     data: Data = None,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default: runs/RECIPE.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Resume an interrupted run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory to write; default: runs/RECIPE.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run directory of an interrupted run to resume.")
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
-            min=0.1, help="Plan the run for this time: steps, schedule and evaluations, from a short trial."
+            min=0.1,
+            help="Time limit in minutes; a short trial chooses steps, schedule and evaluations to fit.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -54,11 +67,13 @@ def train(
 
     began = time.monotonic()
     if (recipe is None) == (resume is None):
-        raise ValueError("give a recipe, or --resume RUN (a run has its recipe)")
+        raise ValueError(
+            "give a recipe, or --resume RUN, not both; see crossformer train --help for the built-in recipes"
+        )
     if resume is not None and (data is not None or out is not None or overwrite or minutes is not None):
         raise ValueError(
-            "--resume uses the run's own recipe and plan; it cannot be combined with --data, --out, --minutes or "
-            "--overwrite; --set trainer.minutes=… gives it more time"
+            "--resume uses the run's own recipe and plan: leave out --data, --out, --minutes and --overwrite; "
+            "for more time pass --set trainer.minutes=…"
         )
     # report a mistyped setting before loading the engine's libraries, which takes seconds
     page = None if recipe is None else load_recipe(recipe, overrides or (), data)
@@ -94,11 +109,14 @@ def train(
 
 def evaluate(
     run: Annotated[
-        Path, typer.Argument(help="A run directory, a checkpoint, a file of `convert` or of `export`.")
+        Path, typer.Argument(help="A run directory, a checkpoint, a converted file or an exported file.")
     ],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Evaluate other data: a folder as for train, or one of class folders."),
+        typer.Option(
+            "--data",
+            help="Evaluate on other data: any data set that `train` takes; default: the run's validation data.",
+        ),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
@@ -106,28 +124,30 @@ def evaluate(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Of an exported file: the run it was made from, to be compared with."),
+        typer.Option(help="For an exported file: the run it was exported from, to compare it with."),
     ] = None,
     tiles: Tiles = None,
     overlap: Overlap = None,
     conformal: Annotated[
         float | None,
         typer.Option(
-            help="Calibrate a classifier to answer with the set of classes that holds the true one with this "
-            "probability, e.g. 0.9."
+            help="Calibrate a classifier to predict sets of classes that contain the true class with this "
+            "probability, e.g. 0.9 (conformal prediction)."
         ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a trained model or an exported file: table, metrics.json, pictures."""
+    """Evaluate a trained model or an exported file, and write metrics.json and pictures."""
     from crossformerpp import engine
     from crossformerpp.data.writing import claim_folder, fresh_folder
 
     if conformal is not None and data is not None and not is_exported(run):
         raise ValueError("--conformal calibrates on the run's validation data; leave out --data")
     if checkpoint is not None and not is_exported(run):
-        raise ValueError(f"--checkpoint is for exported files (.onnx, .pt2), and {run} is none")
+        raise ValueError(
+            f"--checkpoint is for exported files (.onnx, .pt2), which {run} is not: leave it out"
+        )
     folder = fresh_folder((run if run.is_dir() else run.parent) / "eval") if out is None else out
     if out is not None:
         claim_folder(out, overwrite)

@@ -11,19 +11,19 @@ from crossformerpp.cli.train import AsJson
 
 def weights(
     name: Annotated[
-        str | None, typer.Argument(help="A model, such as crossformer_small; none: list them.")
+        str | None, typer.Argument(help="A model, e.g. crossformer_small; without it all models are listed.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Take this file, downloaded by hand, as the model's weights.")
+        Path | None, typer.Option(help="Use this file, downloaded in a browser, as the model's weights.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download the authors' weights of a model once, checked and converted; print where they are."""
+    """Download and convert the authors' ImageNet weights of a model, and print the path of the file."""
     from crossformerpp.checkpoints import download
 
     if name is None:
         if file is not None:
-            raise ValueError("--file needs the name of the model whose weights it holds")
+            raise ValueError("--file needs the model's name: crossformer weights NAME --file FILE")
         _list(as_json)
         return
     path = download.pretrained_file(name) if file is None else download.keep_file(name, file)
@@ -31,9 +31,7 @@ def weights(
         show_json({"model": name, "file": str(path)})
     else:
         show(str(path))
-        say(
-            f'timm.create_model("{name}", pretrained=True) takes them, and so does every command that takes a run'
-        )
+        say(f'to use it: timm.create_model("{name}", pretrained=True), or its path in place of a run')
 
 
 def _list(as_json: bool) -> None:
@@ -43,7 +41,7 @@ def _list(as_json: bool) -> None:
         {
             "name": name,
             "top1": release.top1,
-            "from": "Google Drive" if release.drive else "Baidu, by hand",
+            "from": "Google Drive" if release.drive else "Baidu, in a browser",
             "page": release.by_hand,
             "here": cached_file(name).exists(),
         }
@@ -52,6 +50,6 @@ def _list(as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return
-    columns = ("name", "top-1, as reported", "from", "here")
+    columns = ("name", "top-1, as reported", "from", "downloaded")
     cells = [(str(r["name"]), f"{r['top1']}%", str(r["from"]), "yes" if r["here"] else "") for r in rows]
     show_table(columns, cells)

@@ -15,22 +15,24 @@ from crossformerpp.recipes.schema import (
 
 
 class ClassificationData(PixelSection, FolderSection):
-    """Where the images come from and the size at which the network sees them.
+    """The images, and the size at which the network sees them.
 
-    `root` holds images, a table of them, tar files, shards or a `datasets` copy.
+    `root` is a folder with images, a table, tar files, shards or a `datasets` copy.
     """
 
     source: Literal["digits", "mnist", "digit_labels", "folder"]
-    format: Literal["auto", "folders", "table"] = "auto"  # which one, where a folder holds several
-    val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
+    format: Literal["auto", "folders", "table"] = "auto"  # for a folder that holds several
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)  # if the folder has no val/
     size: int = Field(default=224, ge=32)
-    eval_resize: PositiveInt | None = None  # short side before the centre crop; default size / 0.875
+    eval_resize: PositiveInt | None = None  # short side before the centre crop; default: size / 0.875
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     sampling: Literal["plain", "balanced", "sqrt"] = (
-        "plain"  # how often training draws images of rare classes
+        "plain"  # how often images of rare classes are drawn: docs/labels.md
     )
-    max_unreadable: int = Field(default=100, ge=0)  # images; more of them are an error
-    real_labels: Path | Literal["imagenet"] | None = None  # ReaL's JSON (timm brings it): also judge by these
+    max_unreadable: int = Field(default=100, ge=0)  # more unreadable images than this are an error
+    real_labels: Path | Literal["imagenet"] | None = (
+        None  # ReaL's JSON, or the copy in timm: also evaluate with these labels
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -40,9 +42,9 @@ class ClassificationData(PixelSection, FolderSection):
 
 
 class AugmentSection(Section):
-    """timm's training augmentation; the defaults change nothing but the crop."""
+    """timm's training augmentation; by default only random crops and flips."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the area that a random crop keeps
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random crop, as a fraction of the image's
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(default=0.5, ge=0, le=1)
     color_jitter: NonNegativeFloat = 0.0
@@ -55,14 +57,14 @@ class AugmentSection(Section):
 
 
 class LossSection(Section):
-    """What a classifier minimises.
+    """The loss of a classifier.
 
-    With one label per image cross-entropy, `focal` (Lin et al., 2017, over a softmax) or `logit_adjusted` (Menon et
-    al., 2021); with several binary cross-entropy, `focal` (of each class) or `asymmetric` (Ridnik et al., 2021).
+    With one label per image: cross-entropy, `focal` (Lin et al., 2017, over a softmax) or `logit_adjusted` (Menon et
+    al., 2021). With several: binary cross-entropy, `focal` (per class) or `asymmetric` (Ridnik et al., 2021).
 
-    `class_weights` makes classes count by their images: "balanced" (n / (K·n_k), as scikit-learn), "effective" (Cui et
-    al., 2019), a number per class in the order of the class names, or {class: number}, 1 for the others. With several
-    labels per image it is the weight of an image that has the label beside one that has not.
+    `class_weights` weights the classes: "balanced" (n / (K·n_k), as in scikit-learn), "effective" (Cui et al., 2019), a
+    number per class in the order of the class names, or {class: number}, 1 for the others. With several labels per
+    image it is the weight of an image that has the label, relative to one that has not.
     """
 
     name: Literal["cross_entropy", "focal", "logit_adjusted", "bce", "asymmetric"] | None = (
@@ -71,13 +73,13 @@ class LossSection(Section):
     class_weights: (
         Literal["balanced", "effective"] | list[PositiveFloat] | dict[str, PositiveFloat] | None
     ) = None
-    beta: float = Field(default=0.999, gt=0, lt=1)  # of effective: the nearer to 1, the nearer to balanced
-    gamma: NonNegativeFloat = 2.0  # of focal: how little well classified images count
-    tau: PositiveFloat = 1.0  # of logit_adjusted: by how much rare classes are favoured
-    gamma_negative: NonNegativeFloat = 4.0  # of asymmetric: of labels that an image has not,
-    gamma_positive: NonNegativeFloat = 1.0  # and of those that it has
+    beta: float = Field(default=0.999, gt=0, lt=1)  # for effective: the closer to 1, the closer to balanced
+    gamma: NonNegativeFloat = 2.0  # for focal: the larger, the less well classified images count
+    tau: PositiveFloat = 1.0  # for logit_adjusted: how much rare classes are favoured
+    gamma_negative: NonNegativeFloat = 4.0  # for asymmetric: for labels that an image does not have
+    gamma_positive: NonNegativeFloat = 1.0  # for asymmetric: for labels that it has
     clip: Annotated[float, Field(ge=0, lt=1)] = (
-        0.05  # of asymmetric: probability at which the former stop to count
+        0.05  # for asymmetric: probability below which absent labels do not count
     )
 
 
@@ -85,14 +87,16 @@ _FOR_SEVERAL, _FOR_ONE = ("bce", "asymmetric", "focal"), ("cross_entropy", "foca
 
 
 class DistillSection(Section):
-    """Learn also from the answers of a trained classifier, the teacher (Hinton et al., 2015)."""
+    """Also learn from the predictions of a trained classifier, the teacher (Hinton et al., 2015)."""
 
     teacher: str  # any timm name
     options: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of timm.create_model
-    # its weights, of the same classes: a run, a checkpoint or a .safetensors file; "pretrained" are timm's own
+    # its weights, for the same classes: a run, a checkpoint or a .safetensors file; "pretrained": timm's weights
     checkpoint: Path | Literal["pretrained"]
-    weight: float = Field(default=0.5, gt=0, le=1)  # share of the teacher in the loss, beside the labels'
-    temperature: PositiveFloat = 1.0  # softens both answers
+    weight: float = Field(
+        default=0.5, gt=0, le=1
+    )  # weight of the teacher in the loss; 1 - weight for the labels
+    temperature: PositiveFloat = 1.0  # softens both predictions
 
 
 class ClassificationRecipe(BaseRecipe):
@@ -101,7 +105,7 @@ class ClassificationRecipe(BaseRecipe):
     task: Literal["classification"]
     data: ClassificationData
     augment: AugmentSection = AugmentSection()
-    multi_label: bool = False  # images have any number of the labels, not exactly one
+    multi_label: bool = False  # an image has any number of labels, not exactly one
     loss: LossSection = LossSection()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     frozen_backbone: bool = False  # train only the head: a linear probe
@@ -118,8 +122,8 @@ class ClassificationRecipe(BaseRecipe):
         counts = name == "logit_adjusted" or self.loss.class_weights in ("balanced", "effective")
         if self.data.sampling == "balanced" and counts:
             raise ValueError(
-                "data.sampling=balanced already draws all classes equally often; take loss.class_weights and "
-                "logit_adjusted in its place, not with it"
+                "data.sampling=balanced already draws all classes equally often: use loss.class_weights or "
+                "logit_adjusted instead of it, not with it"
             )
         return self
 
@@ -153,6 +157,7 @@ class ClassificationRecipe(BaseRecipe):
         together = self.trainer.batch_size // (self.trainer.accumulate or 1)
         if (self.augment.mixup or self.augment.cutmix) and together % 2:
             raise ValueError(
-                f"mixup and cutmix pair the images of a batch, which are {together}: an odd number"
+                f"mixup and cutmix pair the images of a batch, and {together} is odd: change trainer.batch_size or "
+                "trainer.accumulate"
             )
         return self

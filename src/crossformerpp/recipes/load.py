@@ -172,8 +172,8 @@ def _find_page(name: str) -> dict[str, Any]:
         known = recipe_names()
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-            raise ValueError(f"no recipe {name!r}; {hint} (or give the path of a .yaml file)")
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"no recipe {name!r}; {hint} (or pass the path of a .yaml file)")
         page = Path(str(files("crossformerpp.recipes"))) / f"{name}.yaml"
     return read_page(page, name)
 

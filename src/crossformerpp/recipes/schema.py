@@ -78,11 +78,11 @@ class FolderSection(Section):
 
 
 class PixelSection(Section):
-    """What the values of an image are, and how they are normalised; `crossformer data check` prints it for a folder."""
+    """Channels and value range of images, and their normalisation; `crossformer data check` measures them."""
 
-    channels: PositiveInt = 3  # of the images, and so of the network (model.options.in_chans)
-    # the value that means 1, as 4095 of 12 bits. None: where channels is 3, every image is made RGB of 8 bits; else
-    # 255 of 8 bits, of 16 what the image's own depth holds, and 1 of floating point
+    channels: PositiveInt = 3  # of the images and of the network (model.options.in_chans)
+    # the value that is scaled to 1, e.g. 4095 for 12 bits. None: images become 8-bit RGB if channels is 3; otherwise it
+    # is 255 for 8 bits, the maximum of the image's bit depth above that, and 1 for floating point
     max_value: PositiveFloat | None = None
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # ImageNet's, per channel
     std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
@@ -103,12 +103,13 @@ class PixelSection(Section):
 
 
 def refuse_for_photographs(data: PixelSection, settings: dict[str, tuple[Any, Any]]) -> None:
-    """
+    """Refuse settings that work on 8-bit RGB images only, if the images are others.
+
     Args:
-        settings: Those that serve 8-bit RGB photographs only: name → value and the value that serves all images.
+        settings: name → its value, and the value that works for all images.
 
     Raises:
-        ValueError: The images are others, and some of them are set; names all and how to switch them off.
+        ValueError: Names all such settings, and how to switch them off.
     """
     wrong = {name: pair for name, pair in settings.items() if pair[0] != pair[1]}
     if wrong and not data.pixels.is_photograph:
@@ -124,14 +125,17 @@ def refuse_for_photographs(data: PixelSection, settings: dict[str, tuple[Any, An
 
 
 class ScenesSection(Section):
-    """The built-in digit_scenes: how many, how large."""
+    """Number and size of the built-in digit_scenes."""
 
     train: PositiveInt = 400
     val: PositiveInt = 100
     size: int = Field(default=256, ge=64)
     seed: int = Field(default=0, ge=0)
-    digits: tuple[PositiveInt, PositiveInt] = (2, 7)  # in a scene, at least and at most
-    side: tuple[PositiveFloat, PositiveFloat] = (0.18, 0.42)  # of a digit, as a share of the scene
+    digits: tuple[PositiveInt, PositiveInt] = (2, 7)  # minimum and maximum number per scene
+    side: tuple[PositiveFloat, PositiveFloat] = (
+        0.18,
+        0.42,
+    )  # minimum and maximum side of a digit, as a fraction of the scene's
 
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
@@ -143,27 +147,29 @@ class ScenesSection(Section):
 
 
 class ElasticSection(Section):
-    """Train one network for many groupings: each step trains several, drawn from ranges (the sandwich rule of
+    """Train one network for many group sizes: each step trains several settings drawn from ranges (the sandwich rule of
     universally slimmable networks, Yu and Huang 2019, and of BigNAS, Yu et al. 2020).
 
-    Choices go from cheap to costly: the first of every range make the smallest setting, the last the largest.
+    Choices are ordered from cheap to costly: the first of each range form the smallest setting, the last the largest.
     """
 
-    group_sizes: list[Annotated[list[PositiveInt], Field(min_length=1)]]  # choices of G, per stage
+    group_sizes: list[Annotated[list[PositiveInt], Field(min_length=1)]]  # choices of G for each stage
     intervals: list[Annotated[list[PositiveInt | Literal["adaptive"]], Field(min_length=1)]] | None = (
-        None  # choices of I, per stage; default: the model's own
+        None  # choices of I for each stage; default: the model's own
     )
-    lda: list[Literal["regional", "spanning"]] = Field(default_factory=list)  # choices, alike for all stages
+    lda: list[Literal["regional", "spanning"]] = Field(
+        default_factory=list
+    )  # choices for all stages together
     sizes: list[Annotated[int, Field(ge=32)]] = Field(
         default_factory=list
-    )  # choices of the side that batches are resized to, of classifiers; default: as they come
-    per: Literal["stage", "block"] = "stage"  # random settings draw for each stage or for each block
+    )  # choices of the side that batches are resized to (classifiers); default: no resizing
+    per: Literal["stage", "block"] = "stage"  # whether random settings are drawn per stage or per block
     draw: list[Literal["largest", "smallest", "random"]] = Field(
         default=["largest", "smallest", "random"], min_length=1
-    )  # the settings that a step trains
+    )  # the settings that each step trains
     distill: float = Field(
         default=0.0, ge=0, le=1
-    )  # share of the largest's answers in the loss of the others
+    )  # weight of the largest setting's predictions in the loss of the others
 
     @model_validator(mode="after")
     def _can_distill(self) -> Self:
@@ -179,7 +185,7 @@ class ModelSection(Section):
 
     name: str
     options: Options = Field(default_factory=dict)  # keyword arguments of timm.create_model
-    checkpoint: Path | None = None  # weights to start from: .safetensors, or a checkpoint or run of ours
+    checkpoint: Path | None = None  # weights to start from: a .safetensors file, a checkpoint or a run
     grad_checkpointing: bool = False
     compile: bool = False
     elastic: ElasticSection | None = None  # train for a range of group sizes and intervals
@@ -188,7 +194,7 @@ class ModelSection(Section):
     def _keeps_its_groups(self) -> Self:
         if self.elastic is not None and (self.grad_checkpointing or self.compile):
             raise ValueError(
-                "elastic changes the groups within a step, which neither grad_checkpointing nor compile can follow: "
+                "elastic changes the groups within a step, which neither grad_checkpointing nor compile supports: "
                 "switch them off"
             )
         return self
@@ -197,13 +203,16 @@ class ModelSection(Section):
 class OptimSection(Section):
     """The optimiser, by timm's name.
 
-    `undecayed` is what weight decay spares: "vectors" norms, biases and the model's `no_weight_decay`, as timm does;
-    "norms" the backbone's norms alone, as the paper's UPerNet; "nothing" as the paper's detectors and Semantic FPN.
+    `undecayed` says which parameters have no weight decay. "vectors": norms, biases and the model's `no_weight_decay`,
+    as in timm; "norms": only the backbone's norms, as in the paper's UPerNet; "nothing": none, as in the paper's
+    detectors and Semantic FPN.
     """
 
     name: str = "adamw"
     lr: PositiveFloat = 1e-3
-    lr_batch_size: PositiveInt | None = None  # `lr` is for this batch size, scaled linearly to the real one
+    lr_batch_size: PositiveInt | None = (
+        None  # `lr` is for this batch size and scaled linearly to the actual one
+    )
     weight_decay: NonNegativeFloat = 0.05
     undecayed: Literal["vectors", "norms", "nothing"] = "vectors"
     options: Options = Field(default_factory=dict)  # e.g. betas, eps, momentum
@@ -218,15 +227,15 @@ class OptimSection(Section):
 
 
 class ScheduleSection(Section):
-    """How the learning rate moves. Milestones count in the trainer's unit (epochs, or steps)."""
+    """The learning rate schedule. Milestones are in the trainer's unit (epochs or steps)."""
 
     name: Literal["cosine", "multistep", "poly", "constant"] = "cosine"
     update: Literal["step", "epoch"] = "step"  # how often the rate changes
     warmup_epochs: NonNegativeFloat | None = None
     warmup_steps: int | None = Field(default=None, ge=0)
-    warmup_lr: NonNegativeFloat = 1e-6  # where the linear warm-up starts
+    warmup_lr: NonNegativeFloat = 1e-6  # initial rate of the linear warm-up
     min_lr: NonNegativeFloat = 0.0
-    scale_with_batch: bool = False  # scale warmup_lr and min_lr as optim.lr_batch_size scales the rate
+    scale_with_batch: bool = False  # scale warmup_lr and min_lr with the batch size, like lr
     milestones: list[PositiveInt] = Field(default_factory=list)
     factor: PositiveFloat = 0.1  # at each milestone
     power: PositiveFloat = 0.9  # of poly
@@ -244,48 +253,50 @@ class EmaSection(Section):
     """An exponential moving average of the weights, used wherever the run is evaluated."""
 
     decay: float = Field(default=0.9999, gt=0, lt=1)
-    warmup: bool = True  # the decay grows from 0, so that a short run forgets its start
+    warmup: bool = True  # the decay grows from 0, so that short runs forget the initial weights
 
 
 class TrainerSection(Section):
     """Length (either `epochs` or `steps`), batches, devices and logging.
 
-    `batch_size` is the number of samples behind one optimiser step, over all devices and accumulated
-    batches: a recipe means the same training on one device as on eight. `auto` is the largest that memory holds at
-    once, with `optim.lr` scaled from `optim.lr_batch_size`. `accumulate: auto` keeps the samples of a step and makes
-    of them as few batches as memory allows.
+    `batch_size` is the number of samples per optimiser step, over all devices and accumulated batches, so a recipe
+    means the same training on one device and on eight. With `auto` it is the largest that fits into memory, and
+    `optim.lr` is scaled from `optim.lr_batch_size`. `accumulate: auto` splits the samples of a step into as few batches
+    as memory allows.
     """
 
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
-    minutes: PositiveFloat | None = None  # the run ends early, properly, when this time is over
-    patience: PositiveInt | None = None  # it ends after so many evaluations without a better result
+    minutes: PositiveFloat | None = None  # the run ends early, with its final evaluation, after this time
+    patience: PositiveInt | None = None  # end after this many evaluations without a better result
     batch_size: AutoCount = 64
     accumulate: AutoCount = 1
-    eval_batch_size: PositiveInt | None = None  # per device; default: a training batch
-    eval_every: PositiveInt | None = None  # in the unit of the length, epochs or steps; default: each epoch
+    eval_batch_size: PositiveInt | None = None  # per device; default: that of training
+    eval_every: PositiveInt | None = None  # in epochs or steps, as the length; default: each epoch
     log_every: PositiveInt = 20  # steps between the rows of metrics.csv
-    inside_every: PositiveInt | None = None  # steps between the rows of inside.csv; None: no such file
+    inside_every: PositiveInt | None = (
+        None  # steps between rows of inside.csv (amplitude, attention); None: no such file
+    )
     checkpoint_every: PositiveInt | None = None  # steps between saves; default: after each epoch
     result: Literal["best", "last"] = "best"  # the checkpoint that is the run's result
     loggers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = ["tensorboard"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: PositiveInt | Literal["auto"] = "auto"  # per machine; under torchrun and SLURM leave it out
+    devices: PositiveInt | Literal["auto"] = "auto"  # per machine; leave it out under torchrun and SLURM
     nodes: PositiveInt = 1  # machines
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp where there are several devices
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # auto: ddp if there are several devices
     sync_batchnorm: bool = True  # batch norms use the statistics of all GPUs
     overfit_batch: bool = False  # train on the first batch only: its loss must approach 0
     workers: int = Field(default=2, ge=0)  # processes that read data, per device
-    threads: PositiveInt | None = None  # of the CPU, for arithmetic; default: all cores
+    threads: PositiveInt | None = None  # CPU threads for computation; default: all cores
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _has_one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
-                f"give either epochs or steps, here {self.epochs} and {self.steps}: one of them is null, as by --set "
-                "trainer.epochs=null"
+                f"give either epochs or steps and set the other to null, e.g. --set trainer.epochs=null; here they are "
+                f"{self.epochs} and {self.steps}"
             )
         return self
 
@@ -337,7 +348,7 @@ class BaseRecipe(Section):
     def _can_look_inside(self) -> Self:
         if self.trainer.inside_every is not None and (self.model.compile or self.trainer.strategy == "fsdp"):
             raise ValueError(
-                "trainer.inside_every looks into the model's layers, which model.compile merges and strategy=fsdp "
-                "spreads: switch them off or leave it out"
+                "trainer.inside_every measures the model's layers, which model.compile merges and strategy=fsdp "
+                "distributes: switch these off, or leave inside_every out"
             )
         return self

@@ -15,22 +15,24 @@ from crossformerpp.recipes.schema import (
 
 
 class SegmentationData(PixelSection):
-    """Where images and label masks come from. A folder `root` replaces digit_scenes."""
+    """The images and their label masks. A folder `root` replaces digit_scenes."""
 
     source: Literal["folder", "ade20k", "digit_scenes"]
     root: Path | None = None
     format: Literal["auto", "masks", "coco", "yolo", "voc"] = (
-        "auto"  # folder: masks, or polygons to draw them from
+        "auto"  # for a folder: label masks, or polygons drawn into masks
     )
-    class_names: list[str] | None = None  # folder: by label; default: classes.txt or the palette's names
-    # folder: a table name,r,g,b, one row per label, for masks of colours; default: class_dict.csv or the like in the
-    # folder, or the colours that occur
+    class_names: list[str] | None = (
+        None  # for a folder: names in the order of labels; default: those in classes.txt or the palette
+    )
+    # for a folder with colour masks: a table name,r,g,b with one row per label; default: class_dict.csv or the like in
+    # the folder, or the colours that occur
     palette: Path | None = None
-    ignore_label: int = Field(default=255, ge=0, le=65535)  # pixels that count nowhere
+    ignore_label: int = Field(default=255, ge=0, le=65535)  # value of ignored pixels
     mask_values: list[int] | None = (
-        None  # folder: value of each label in the masks, as [0, 255]; default: 0, 1, …
+        None  # for a folder: value of each label in the masks, e.g. [0, 255]; default: 0, 1, …
     )
-    val_fraction: float = Field(default=0.2, gt=0, lt=1)  # where the folder has no val/ of its own
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)  # if the folder has no val/
     scenes: ScenesSection = ScenesSection()
 
     @model_validator(mode="before")
@@ -49,9 +51,11 @@ class AugmentSection(Section):
     """From an image of any size to a training crop."""
 
     crop: int = Field(default=512, ge=32)
-    short_side: PositiveInt | None = 512  # before random scaling; None keeps the image's own size
+    short_side: PositiveInt | None = 512  # before random scaling; None: the image's own size
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
-    max_class_share: float = Field(default=0.75, gt=0, le=1)  # of one class in a crop, if ten tries find such
+    max_class_share: float = Field(
+        default=0.75, gt=0, le=1
+    )  # largest fraction of one class in a crop; ten tries
     flip: float = Field(default=0.5, ge=0, le=1)
     photometric: bool = True  # brightness, contrast, saturation, hue
 
@@ -63,34 +67,34 @@ class AugmentSection(Section):
 
 
 class HeadSection(Section):
-    """The head; narrower ones for small models and machines."""
+    """The segmentation head and its width."""
 
     name: Literal["semantic_fpn", "upernet"]
-    channels: PositiveInt | None = None  # default: 128 of Semantic FPN, 512 of UPerNet
-    pyramid_channels: PositiveInt = 256  # of Semantic FPN's FPN
-    input_norm: bool = True  # of UPerNet: layer norms on the backbone's maps; the paper's has none
+    channels: PositiveInt | None = None  # default: 128 for Semantic FPN, 512 for UPerNet
+    pyramid_channels: PositiveInt = 256  # of the FPN in Semantic FPN
+    input_norm: bool = True  # for UPerNet: layer norms on the backbone's maps; the paper has none
     dropout: float = Field(default=0.1, ge=0, lt=1)
     auxiliary_weight: NonNegativeFloat | None = (
-        None  # default: 0.4 of UPerNet, 0 (no such head) of Semantic FPN
+        None  # default: 0.4 for UPerNet, 0 (no auxiliary head) for Semantic FPN
     )
     auxiliary_channels: PositiveInt = 256
 
 
 class InferenceSection(Section):
-    """How the network sees an image of any size in evaluation and prediction."""
+    """How images are resized and cut in evaluation and prediction."""
 
     short_side: PositiveInt | None = 512  # None: the image's own size
-    multiple_of: PositiveInt = 1  # both sides are resized up to multiples of this
-    # mmsegmentation: no antialiasing, and logits are enlarged to what the network sees before the image's own size
+    multiple_of: PositiveInt = 1  # both sides are enlarged to multiples of this
+    # mmsegmentation: no antialiasing; logits are enlarged to the network's input size, then to the image's own
     rules: Literal["crossformerpp", "mmsegmentation"] = "crossformerpp"
     mode: Literal["whole", "slide"] = "whole"
-    window: int = Field(default=512, ge=32)  # slide: side of the windows,
-    stride: PositiveInt = 340  # and from one to the next
+    window: int = Field(default=512, ge=32)  # for slide: side of the windows
+    stride: PositiveInt = 340  # for slide: distance between windows
     scales: list[PositiveFloat] = Field(default=[1.0], min_length=1)
-    flip: bool = False  # also look at the mirror image
+    flip: bool = False  # also average over the mirror image
     probabilities: list[str] = Field(
         default_factory=list
-    )  # classes whose probabilities prediction writes; [all]
+    )  # classes whose probabilities `predict` writes, or [all]
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

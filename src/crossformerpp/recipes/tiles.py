@@ -1,4 +1,4 @@
-"""Tiles: large images seen piece by piece, in training, evaluation and prediction."""
+"""Tiles: large images processed piece by piece, in training, evaluation and prediction."""
 
 from pydantic import Field
 
@@ -6,14 +6,16 @@ from crossformerpp.recipes.schema import Section
 
 
 class TilesSection(Section):
-    """How an image is cut into overlapping squares of its own pixels.
+    """How an image is cut into overlapping squares at its own resolution.
 
-    Each tile is then resized as a whole image is (`short_side`, `long_side`).
+    Each tile is then resized like a whole image (`short_side`, `long_side`).
     """
 
     size: int = Field(ge=32)  # side of a tile in pixels of the image
-    overlap: float = Field(default=0.2, ge=0, lt=1)  # least share of a tile that its neighbour sees, too
-    whole: bool = False  # the whole image is one more tile, for objects larger than the overlap
+    overlap: float = Field(
+        default=0.2, ge=0, lt=1
+    )  # minimum overlap of neighbouring tiles, as a fraction of size
+    whole: bool = False  # add the whole image as a tile, for objects larger than the overlap
 
 
 def tile_overrides(task: str, size: int | None, overlap: float | None) -> list[str]:
@@ -28,7 +30,7 @@ def tile_overrides(task: str, size: int | None, overlap: float | None) -> list[s
     """
     if size is None:
         if overlap is not None:
-            raise ValueError("--overlap is the tiles' overlap: pass --tiles SIZE, too")
+            raise ValueError("--overlap needs tiles: pass --tiles SIZE, too")
         return []
     overlap = 0.2 if overlap is None else overlap
     if size < 32 or not 0 <= overlap < 1:
