@@ -177,6 +177,12 @@ def test_yolo_odd_files_are_counted(tmp_path: Path) -> None:
         ("train: images/train\nval: images/none\nnames: [cat]\n", "images/none: no such folder or list"),
         ("train: images/train\nval: ../../etc\nnames: [cat]\n", "etc: no such folder or list"),
         ("train: [images/train\n", "data.yaml, line 2: not readable as YAML"),
+        (
+            "train: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n  1: hen\n",
+            r"data.yaml, line 6: not readable as YAML \(key 1 twice\)",
+        ),
+        ("train: images/train\nval: images/val\nnames: [cat, '']\n", "class 1 has an empty name"),
+        ("train: images/train\nval: images/val\nnames: [cat, cat]\n", "same id or name: name cat"),
         ("train: images/train\nval: images/val\nnames: {1: cat, 2: dog}\n", "number the classes 0, 1"),
     ],
 )
@@ -184,6 +190,39 @@ def test_bad_pages_are_refused(tmp_path: Path, page: str, message: str) -> None:
     yolo(tmp_path, page=page)
     with pytest.raises(ValueError, match=message):
         open_objects(tmp_path, "train")
+
+
+def test_yolo_names_are_what_is_written(tmp_path: Path) -> None:
+    page = "train: images/train\nval: images/val\nnc: 6\nnames: {0: no, 1: 010, 2: 1:30, 3: 1.0, 4: null, 5: 2024-13-01}\n"
+    yolo(tmp_path, page=page)
+    names = open_objects(tmp_path, "train")[1].class_names
+    assert names == ["no", "010", "1:30", "1.0", "null", "2024-13-01"]
+
+
+def test_yolo_labels_belong_to_their_images_however_a_mac_writes_them(tmp_path: Path) -> None:
+    yolo(tmp_path, [yolo_box(1)])
+    (tmp_path / "images/train/a.png").rename(tmp_path / "images/train/caf\N{LATIN SMALL LETTER E}\u0301.png")
+    (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train/caf\u00e9.TXT")
+    train = open_objects(tmp_path, "train")[1]
+    assert [name for _, name, _ in things(train)] == ["cat", "dog"]
+    assert not train.problems.found
+    assert not train.notes.found
+
+
+def test_yolo_images_whose_labels_nobody_knows(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_bytes(b"0 0.5 0.5 0.1 0.1 \xe9\n")
+    picture(tmp_path / "images/train/b.jpg")
+    with pytest.warns(UserWarning, match=r"images of one name and one label file .*\(images/train/b\.jpg, images"):
+        train = open_objects(tmp_path, "train")[1]
+    assert [image.path.name for image in train.images] == ["b.jpg", "b.png"]
+    assert "labels/train/a.txt" in str(train.problems)
+
+
+def test_yolo_training_images_that_are_also_validation_images(tmp_path: Path) -> None:
+    yolo(tmp_path, page="train: images\nval: images/val\nnames: [cat]\n")
+    with pytest.warns(UserWarning, match=r"train holds the images of val, too .*images/val"):
+        open_objects(tmp_path, "val")
 
 
 def voc_page(objects, name: str, size=(W, H), own=False, **more: str) -> str:

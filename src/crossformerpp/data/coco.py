@@ -298,7 +298,7 @@ def _read_categories(
     categories = []
     for entry in entries:
         number = whole(entry.get("id")) if isinstance(entry, dict) else None
-        if number is None or not isinstance(entry.get("name"), str | int):
+        if number is None or not isinstance(entry.get("name"), str | int) or not str(entry["name"]).strip():
             raise ValueError(f"{path}: a category without a whole id or a name: {str(entry)[:100]}")
         categories.append((number, printable(str(entry["name"]))))
     categories.sort()

@@ -47,33 +47,40 @@ def read_yolo(
         )
     problems, refused, notes = Problems(), Problems(), Problems()
     images: list[dict[str, Any]] = []
-    seen = 0
+    labels = _LabelFiles(found.root)
+    owners: dict[Path, str] = {}
     annotations: list[dict[str, Any]] = []
     for path in _images(found, half, problems):
-        file = _label_file(path, found.root)
+        file = labels.of(path)
         name = path.relative_to(found.root).as_posix()
         try:
             width, height = upright_size(path)
         except ValueError as error:
             problems.add("unreadable image", f"{printable(name)}: {str(error).rpartition(': ')[2]}")
             continue
-        number = len(images) + 1
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        entry = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
         if file is None:
+            images.append(entry)
             notes.add("image without a label file (it counts as one without objects)", printable(name))
             continue
-        seen += 1
+        if (other := owners.setdefault(file, name)) != name:
+            notes.add(
+                "images of one name and one label file (the same objects for each)", printable(f"{other}, {name}")
+            )
         where = printable(file.relative_to(found.root).as_posix())
         reader = _Lines(
             where, len(found.class_names), (width, height), found.has_keypoints, problems, refused
         )
-        annotations += [{"image_id": number, **entry} for entry in reader.read(file)]
-    if images and not seen:
+        things = reader.read(file)
+        if things is not None:
+            images.append(entry)
+            annotations += [{"image_id": entry["id"], **thing} for thing in things]
+    if images and not owners:
         raise ValueError(
             f"{found.source}: none of {len(images)} images has a label file; for {images[0]['file_name']} expected "
             f"{_wanted(found.root / images[0]['file_name'], found.root).relative_to(found.root)}"
         )
-    for stray in _strays(found.root, [found.root / image["file_name"] for image in images]):
+    for stray in labels.strays():
         problems.add("label file without an image", stray)
     categories = [{"id": number, "name": name} for number, name in enumerate(found.class_names)]
     page = {"images": images, "annotations": annotations, "categories": categories}
@@ -96,12 +103,13 @@ class _Lines:
     problems: Problems
     refused: Problems
 
-    def read(self, file: Path) -> list[dict[str, Any]]:
+    def read(self, file: Path) -> list[dict[str, Any]] | None:
+        """What a file holds; None: it cannot be read."""
         try:
             lines = read_text(file).splitlines()
         except ValueError as error:
-            self.problems.add("unreadable label file", str(error))
-            return []
+            self.problems.add("unreadable label file (its image is left out)", str(error))
+            return None
         entries = [
             self._read(line.split(), f"{self.where}:{n}") for n, line in enumerate(lines, 1) if line.strip()
         ]
@@ -205,22 +213,36 @@ def _wanted(image: Path, root: Path) -> Path:
     return root.joinpath(*parts, f"{image.stem}.txt")
 
 
-def _label_file(image: Path, root: Path) -> Path | None:
-    return next((file for file in (_wanted(image, root), image.with_suffix(".txt")) if file.is_file()), None)
+class _LabelFiles:
+    """The label files in folders, by the stems of their names, which Macs write differently in file and annotations."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.listings: dict[Path, dict[str, Path]] = {}
+        self.pictures: dict[Path, Path] = {}  # folder of labels -> folder of its images
 
-def _strays(root: Path, images: list[Path]) -> list[str]:
-    """Label files where those of the images are that belong to no image file."""
-    folders = {_wanted(image, root).parent: image.parent for image in images}
-    strays = []
-    for labels, pictures in folders.items():
-        if not labels.is_dir():
-            continue
-        stems = {path.stem for path in pictures.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS}
-        files = [
-            file
-            for file in sorted(labels.glob("*.txt"))
-            if file.stem not in stems and not is_hidden(file.name)
-        ]
-        strays += [file for file in files if file.stem not in ("classes", "train", "val", "test", "README")]
-    return [printable(file.relative_to(root).as_posix()) for file in strays]
+    def of(self, image: Path) -> Path | None:
+        """The label file of an image, in the folder of labels or beside it."""
+        folder = _wanted(image, self.root).parent
+        self.pictures[folder] = image.parent
+        found = (self._listing(place).get(printable(image.stem)) for place in (folder, image.parent))
+        return next(filter(None, found), None)
+
+    def strays(self) -> list[str]:
+        """Those where the images' are that belong to no image file."""
+        strays: list[Path] = []
+        for labels, pictures in self.pictures.items():
+            stems = {printable(one.stem) for one in pictures.iterdir() if one.suffix.lower() in IMAGE_EXTENSIONS}
+            others = {*stems, "classes", "train", "val", "test", "README"}
+            strays += [file for stem, file in self._listing(labels).items() if stem not in others]
+        return [printable(file.relative_to(self.root).as_posix()) for file in strays]
+
+    def _listing(self, folder: Path) -> dict[str, Path]:
+        if folder not in self.listings:
+            files = sorted(folder.iterdir()) if folder.is_dir() else ()
+            self.listings[folder] = {
+                printable(file.stem): file
+                for file in files
+                if file.suffix.lower() == ".txt" and not is_hidden(file.name)
+            }
+        return self.listings[folder]
