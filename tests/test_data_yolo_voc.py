@@ -322,6 +322,54 @@ def test_voc_odd_files_are_counted(tmp_path: Path) -> None:
     assert "1 × object without a name or a box of xmin, ymin, xmax, ymax (Annotations/a.xml:17)" in text
 
 
+def test_voc_objects_are_put_onto_the_image_of_the_annotation_s_own_name(tmp_path: Path) -> None:
+    """Files are renamed, the names in them stay."""
+    voc(tmp_path, {name: [(name, BOX)] for name in "abcd"})
+    for name in "abc":
+        page = (tmp_path / f"Annotations/{name}.xml").read_text()
+        (tmp_path / f"Annotations/{name}.xml").write_text(page.replace(f"{name}.jpg", "d.jpg"))
+    with pytest.warns(UserWarning, match=r"3 × annotation file with another image's <filename>"):
+        train = open_objects(tmp_path, "train")[1]
+    assert [(file, label) for file, label, _ in things(train)] == [("a", "a"), ("b", "b"), ("c", "c")]
+    picture(tmp_path / "JPEGImages/d.bmp")
+    page = (tmp_path / "Annotations/d.xml").read_text()
+    (tmp_path / "Annotations/d.xml").write_text(page.replace("d.jpg", "d.bmp"))
+    found = find_objects(tmp_path)
+    assert found is not None
+    assert [image.path.name for image in found.read("val").images] == ["d.bmp"]
+
+
+def test_voc_lists_as_they_come(tmp_path: Path) -> None:
+    """Names with spaces, with an extension, with a folder, twice, and written as a Mac writes them."""
+    voc(tmp_path, {"my pet": [("cat", BOX)], "b": [("cat", BOX)], "caf\u00e9": [("cat", BOX)], "d": [("cat", BOX)]})
+    for old, new in (("JPEGImages/b.jpg", "JPEGImages/east/b.jpg"), ("Annotations/b.xml", "Annotations/east/b.XML")):
+        (tmp_path / new).parent.mkdir()
+        (tmp_path / old).rename(tmp_path / new)
+    lines = ["my pet.jpg", "east/b", "b", "cafe\u0301", "my pet"]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(lines) + "\n")
+    train = open_objects(tmp_path, "train")[1]
+    assert things(train) == [(name, "cat", BOX) for name in ("my pet", "b", "caf\u00e9")]
+    assert not train.problems.found
+    (tmp_path / "ImageSets/Main/train.txt").write_text("b  1\nd -1\n")
+    assert [name for name, _, _ in things(open_objects(tmp_path, "train")[1])] == ["b", "d"]
+
+
+def test_voc_files_that_are_used_or_left_out_are_told(tmp_path: Path) -> None:
+    voc(tmp_path, {name: [("cat", BOX)] for name in "abcdef"}, lists=False)
+    (tmp_path / "Annotations/f.xml").unlink()
+    (tmp_path / "Annotations/._e.xml").write_bytes(b"\0")
+    (report,) = check_objects(tmp_path)
+    assert report.counts["images"] == 5
+    assert "1 × image without an annotation file (it is left out) (f.jpg)" in report.notes
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\n")
+    (report,) = check_objects(tmp_path)
+    assert any(note.startswith("1 × list in ImageSets without that of the other split") for note in report.notes)
+    (tmp_path / "ImageSets/Main/test.txt").write_text("c\n")
+    with pytest.warns(UserWarning, match=r"no val\.txt; the images of test\.txt are used for validation"):
+        assert [name for name, _, _ in things(open_objects(tmp_path, "val")[1])] == ["c"]
+
+
 def test_xml_entities_are_not_expanded(tmp_path: Path) -> None:
     voc(tmp_path, {"a": [("dog", BOX)], "b": [("dog", BOX)]})
     bomb = '<!DOCTYPE a [<!ENTITY x "ha">]><annotation><filename>&x;</filename></annotation>'
