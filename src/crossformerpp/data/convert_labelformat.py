@@ -1,5 +1,6 @@
 """Write YOLO's and Pascal VOC's label files, by the library `labelformat`."""
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +32,9 @@ except ImportError:
 from crossformerpp.data.coco import Half
 from crossformerpp.data.coco_images import CocoImage, CocoObject
 from crossformerpp.data.convert import outline
+from crossformerpp.data.names import write_class_names
 
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 Written = dict[Half, list[tuple[str, CocoImage]]]  # the images of each split under their new names
 
 
@@ -67,6 +70,8 @@ def write_voc(draft: Path, written: Written, class_names: list[str]) -> list[str
     Returns:
         What Pascal VOC's format cannot hold.
     """
+    if unwritable := [name for name in class_names if _NO_XML.search(name)]:
+        raise ValueError(f"the class {unwritable[0]!r} holds control characters, which XML cannot; rename it")
     things = [thing for pairs in written.values() for _, image in pairs for thing in image.objects]
     notes = _crowds(things)
     if outlined := sum(thing.segmentation is not None for thing in things):
@@ -77,7 +82,7 @@ def write_voc(draft: Path, written: Written, class_names: list[str]) -> list[str
         PascalVOCObjectDetectionOutput(draft / "Annotations").save(label_input=_Boxes(pairs, class_names))
         names = "".join(f"{Path(name).stem}\n" for name, _ in pairs)
         (lists / f"{half}.txt").write_text(names, encoding="utf-8")
-    (draft / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+    write_class_names(draft / "classes.txt", class_names)
     return notes
 
 
