@@ -98,7 +98,7 @@ def test_masks_of_other_folders_do_not_count(tmp_path: Path) -> None:
     ("break_it", "message"),
     [
         (lambda root: (root / "classes.txt").unlink(), r"classes\.txt there, .*`train` also takes --set"),
-        (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "a twice"),
+        (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "lines 1 and 3 have the same name, a"),
         (lambda root: (root / "classes.txt").write_text("a\n"), "at least two"),
         (lambda root: (root / "masks").rename(root / "labels"), "found no masks"),
         (lambda root: (root / "images" / "train").mkdir(), r"no val/ beside train/"),
