@@ -14,7 +14,13 @@ import pytest
 from PIL import Image
 
 from crossformerpp.data import images
-from crossformerpp.data.images import _warn_of_depth, exif_orientation, read_image, require_shape, upright_size
+from crossformerpp.data.images import (
+    _warn_of_depth,
+    exif_orientation,
+    read_image,
+    require_shape,
+    upright_size,
+)
 
 RED = np.zeros((40, 60, 3), np.uint8)
 RED[:, :, 0] = 255

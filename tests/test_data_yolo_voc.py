@@ -193,7 +193,8 @@ def test_bad_pages_are_refused(tmp_path: Path, page: str, message: str) -> None:
 
 
 def test_yolo_names_are_what_is_written(tmp_path: Path) -> None:
-    page = "train: images/train\nval: images/val\nnc: 6\nnames: {0: no, 1: 010, 2: 1:30, 3: 1.0, 4: null, 5: 2024-13-01}\n"
+    page = "train: images/train\nval: images/val\nnc: 6\n"
+    page += "names: {0: no, 1: 010, 2: 1:30, 3: 1.0, 4: null, 5: 2024-13-01}\n"
     yolo(tmp_path, page=page)
     names = open_objects(tmp_path, "train")[1].class_names
     assert names == ["no", "010", "1:30", "1.0", "null", "2024-13-01"]
@@ -213,7 +214,9 @@ def test_yolo_images_whose_labels_nobody_knows(tmp_path: Path) -> None:
     yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_bytes(b"0 0.5 0.5 0.1 0.1 \xe9\n")
     picture(tmp_path / "images/train/b.jpg")
-    with pytest.warns(UserWarning, match=r"images of one name and one label file .*\(images/train/b\.jpg, images"):
+    with pytest.warns(
+        UserWarning, match=r"images of one name and one label file .*\(images/train/b\.jpg, images"
+    ):
         train = open_objects(tmp_path, "train")[1]
     assert [image.path.name for image in train.images] == ["b.jpg", "b.png"]
     assert "labels/train/a.txt" in str(train.problems)
@@ -341,8 +344,14 @@ def test_voc_objects_are_put_onto_the_image_of_the_annotation_s_own_name(tmp_pat
 
 def test_voc_lists_as_they_come(tmp_path: Path) -> None:
     """Names with spaces, with an extension, with a folder, twice, and written as a Mac writes them."""
-    voc(tmp_path, {"my pet": [("cat", BOX)], "b": [("cat", BOX)], "caf\u00e9": [("cat", BOX)], "d": [("cat", BOX)]})
-    for old, new in (("JPEGImages/b.jpg", "JPEGImages/east/b.jpg"), ("Annotations/b.xml", "Annotations/east/b.XML")):
+    voc(
+        tmp_path,
+        {"my pet": [("cat", BOX)], "b": [("cat", BOX)], "caf\u00e9": [("cat", BOX)], "d": [("cat", BOX)]},
+    )
+    for old, new in (
+        ("JPEGImages/b.jpg", "JPEGImages/east/b.jpg"),
+        ("Annotations/b.xml", "Annotations/east/b.XML"),
+    ):
         (tmp_path / new).parent.mkdir()
         (tmp_path / old).rename(tmp_path / new)
     lines = ["my pet.jpg", "east/b", "b", "cafe\u0301", "my pet"]
@@ -364,7 +373,9 @@ def test_voc_files_that_are_used_or_left_out_are_told(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/Main").mkdir(parents=True)
     (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\n")
     (report,) = check_objects(tmp_path)
-    assert any(note.startswith("1 × list in ImageSets without that of the other split") for note in report.notes)
+    assert any(
+        note.startswith("1 × list in ImageSets without that of the other split") for note in report.notes
+    )
     (tmp_path / "ImageSets/Main/test.txt").write_text("c\n")
     with pytest.warns(UserWarning, match=r"no val\.txt; the images of test\.txt are used for validation"):
         assert [name for name, _, _ in things(open_objects(tmp_path, "val")[1])] == ["c"]

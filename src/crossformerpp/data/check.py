@@ -15,6 +15,7 @@ from crossformerpp.data.names import printable
 from crossformerpp.data.objects import Format, ObjectSet, find_objects, missing
 from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
 from crossformerpp.data.problems import Problems
+from crossformerpp.data.tables import unusable_table
 
 _SPLITS: tuple[Half, Half] = ("train", "val")
 LEAST_SIDE = 32  # pixels; smaller images are mostly mistakes
@@ -74,6 +75,8 @@ def check_objects(
         yield _check(read_coco(path, images), images, channels)
         return
     found = find_objects(path, wanted)
+    if found is None and (problem := unusable_table(path)) is not None:
+        raise ValueError(f"{problem}; and nothing else to check in {path}")
     if found is None:
         raise ValueError(
             f"{missing(path)}; nor the folders images and masks, each with train/ and val/ or with files, nor class "

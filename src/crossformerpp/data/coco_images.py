@@ -127,7 +127,9 @@ class Finder:
             with suppress(ValueError):
                 path = path_inside(self.folder, text)
                 names = self._listing(path.parent)
-                paths.append(path.with_name(names.get(path.name) or names.get(printable(path.name), path.name)))
+                paths.append(
+                    path.with_name(names.get(path.name) or names.get(printable(path.name), path.name))
+                )
         if not paths:
             raise ValueError(f"{name!r} is not a path inside {self.folder}")
         return next(filter(self.is_there, paths), paths[0])

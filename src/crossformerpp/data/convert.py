@@ -102,7 +102,10 @@ def _test_parts(source: Path) -> list[str]:
     root = source if source.is_dir() else source.parent
     is_of_folders = source.is_dir() or source.suffix in (".yaml", ".yml")
     found = []
-    for folder in is_of_folders * (root, *(root / name for name in ("images", "masks", "annotations", "ImageSets/Main"))):
+    for folder in is_of_folders * (
+        root,
+        *(root / name for name in ("images", "masks", "annotations", "ImageSets/Main")),
+    ):
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         by_split = {split_named(Path(name).stem.removeprefix("instances_")): name for name in names}
         if by_split.keys() >= {"val", "test"}:

@@ -155,10 +155,10 @@ def _output(folder: str) -> str | None:
         for entry in listing:
             if is_hidden(entry.name):
                 continue
-            output = _output(entry.path) if entry.is_dir(follow_symlinks=False) else None
-            if output is None:
+            inner = _output(entry.path) if entry.is_dir(follow_symlinks=False) else None
+            if inner is None:
                 return None
-            first = first or output
+            first = first or inner
     return first
 
 

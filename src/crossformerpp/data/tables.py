@@ -89,6 +89,18 @@ def require_tables(root: Path) -> dict[Which | None, Path]:
     return tables
 
 
+def unusable_table(root: Path) -> str | None:
+    """Why the first table in a folder is none of images; None: there is no table."""
+    files = sorted(root.iterdir()) if root.is_dir() else []
+    for file in files:
+        if file.suffix.lower() in TABLE_EXTENSIONS and file.is_file() and not is_hidden(file.name):
+            try:
+                return _without_paths(read_table(file))
+            except ValueError as error:
+                return str(error)
+    return None
+
+
 def read_rows(file: Path, label_of: Callable[[Table], Sequence[str]] | None = None) -> LabelledRows:
     """The rows that can be used, of a table of labelled images.
 
@@ -101,9 +113,7 @@ def read_rows(file: Path, label_of: Callable[[Table], Sequence[str]] | None = No
     table = read_table(file)
     column = table.path_column
     if column is None:
-        raise ValueError(
-            f"{file}: no column of image paths; name it one of {', '.join(PATH_NAMES[:4])}: {_columns(table)}"
-        )
+        raise ValueError(_without_paths(table))
     labels = label_of(table) if label_of is not None else table.columns[_label_column(table, column)]
     splits = _splits(table)
     problems = Problems()
@@ -221,6 +231,7 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
     names = sorted({rows.labels[place] for place in keep}, key=_by_number)
     if len(names) < 2:
         raise ValueError(f"{rows.table.file}: a single class ({names[0]}); at least two are needed")
+    warn_of_case(rows.table.file, names)
     if lists := [name for name in names if ";" in name or "|" in name]:
         warnings.warn(
             f"{rows.table.file}: the class {lists[0]} reads like several labels; if so, pass --set multi_label=true",
@@ -315,6 +326,22 @@ def _find(finders: list[Finder], name: str) -> Path | None:
             if finder.is_there(path):
                 return path
     return None
+
+
+def _without_paths(table: Table) -> str:
+    wanted = ", ".join(PATH_NAMES[:4])
+    return f"{table.file}: no column of image paths; name it one of {wanted}: {_columns(table)}"
+
+
+def warn_of_case(file: Path, names: Sequence[str]) -> None:
+    """Warn of classes that are written in two ways."""
+    known: dict[str, str] = {}
+    twice = [(other, name) for name in names if (other := known.setdefault(name.casefold(), name)) != name]
+    if twice:
+        pairs = "; ".join(f"{one} and {two}" for one, two in twice[:3])
+        warnings.warn(
+            f"{file}: classes that differ in upper case alone: {pairs}; are they one?", stacklevel=3
+        )
 
 
 def _columns(table: Table) -> str:

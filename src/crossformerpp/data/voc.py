@@ -155,7 +155,9 @@ def _xml_files(folder: Path, left_out: Problems) -> list[Path]:
 def _lists(root: Path) -> dict[str, list[str]]:
     lists = {}
     for split, names in (("train", ("train",)), ("val", ("val", "valid")), ("test", ("test",))):
-        files = [root / folder / f"{name}.txt" for folder in ("ImageSets/Main", "ImageSets") for name in names]
+        files = [
+            root / folder / f"{name}.txt" for folder in ("ImageSets/Main", "ImageSets") for name in names
+        ]
         file = next((file for file in files if file.is_file()), None)
         if file is not None:
             lists[split] = [line.strip() for line in read_text(file).splitlines() if line.strip()]
@@ -168,7 +170,9 @@ def _files(
     """(annotation file, folder of annotations, folder of images) of each image."""
     split = "test" if half == "val" and "val" not in found.lists and "test" in found.lists else half
     if split != half:
-        warnings.warn(f"{found.source}: no val.txt; the images of test.txt are used for validation", stacklevel=4)
+        warnings.warn(
+            f"{found.source}: no val.txt; the images of test.txt are used for validation", stacklevel=4
+        )
     if split is not None and split in found.lists:
         annotations, images = found.pairs["all"]
         files = _listed(found.lists[split], _xml_files(annotations, problems), annotations, problems)
@@ -176,9 +180,13 @@ def _files(
     if half is not None and "all" not in found.pairs and half not in found.pairs:
         raise ValueError(f"{found.root}: no {half} annotations beside {next(iter(found.pairs))}/")
     for name in found.lists:
-        notes.add("list in ImageSets without that of the other split: all annotated images are used", f"{name}.txt")
+        notes.add(
+            "list in ImageSets without that of the other split: all annotated images are used", f"{name}.txt"
+        )
     all_of_them = []
-    for annotations, images in (pair for key, pair in found.pairs.items() if half is None or key in (half, "all")):
+    for annotations, images in (
+        pair for key, pair in found.pairs.items() if half is None or key in (half, "all")
+    ):
         files = _xml_files(annotations, problems)
         all_of_them += [(file, annotations, images) for file in files]
         stems = {printable(file.stem) for file in files}
@@ -195,7 +203,9 @@ def _listed(lines: list[str], files: list[Path], annotations: Path, problems: Pr
     chosen: dict[Path, None] = {}
     for line in lines:
         first = line.split()[0]  # VOC's lists of a class go on with 1 or -1
-        file = next((known[name] for text in (line, first) for name in _spellings(text) if name in known), None)
+        file = next(
+            (known[name] for text in (line, first) for name in _spellings(text) if name in known), None
+        )
         if file is None:
             problems.add(f"name in ImageSets without {annotations.name}/NAME.xml", printable(line))
         else:

@@ -65,7 +65,8 @@ def read_yolo(
             continue
         if (other := owners.setdefault(file, name)) != name:
             notes.add(
-                "images of one name and one label file (the same objects for each)", printable(f"{other}, {name}")
+                "images of one name and one label file (the same objects for each)",
+                printable(f"{other}, {name}"),
             )
         where = printable(file.relative_to(found.root).as_posix())
         reader = _Lines(
@@ -232,7 +233,9 @@ class _LabelFiles:
         """Those where the images' are that belong to no image file."""
         strays: list[Path] = []
         for labels, pictures in self.pictures.items():
-            stems = {printable(one.stem) for one in pictures.iterdir() if one.suffix.lower() in IMAGE_EXTENSIONS}
+            stems = {
+                printable(one.stem) for one in pictures.iterdir() if one.suffix.lower() in IMAGE_EXTENSIONS
+            }
             others = {*stems, "classes", "train", "val", "test", "README"}
             strays += [file for stem, file in self._listing(labels).items() if stem not in others]
         return [printable(file.relative_to(self.root).as_posix()) for file in strays]
