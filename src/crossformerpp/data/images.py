@@ -80,6 +80,8 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
     except IsADirectoryError:
         raise ValueError(f"{name}: a folder, not an image") from None
     except Image.UnidentifiedImageError:
+        if isinstance(source, str | Path) and not Path(source).stat().st_size:
+            raise ValueError(f"{name}: an empty file") from None
         hint = "" if _HEIC else "; pip install pillow-heif for HEIC"
         raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}){hint}") from None
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
