@@ -119,7 +119,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
     [
         ("truncated", "unreadable image: .*truncated"),
         ("text", "not an image of a known format"),
-        ("empty", "not an image of a known format"),
+        ("empty", "an empty file"),
         ("missing", "no such image"),
         ("folder", "a folder, not an image"),
         ("float", "32-bit grey of unknown range"),

@@ -345,6 +345,6 @@ def _read_object(
         label,
         (x, y, x + width, y + height),
         read_area(entry.get("area")) or width * height,
-        whole(entry.get("iscrowd")) == 1,
+        entry.get("iscrowd") is True or whole(entry.get("iscrowd")) == 1,
         read_segmentation(entry.get("segmentation"), (image.height, image.width), problems, where),
     )
