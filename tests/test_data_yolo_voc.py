@@ -210,6 +210,16 @@ def test_yolo_labels_belong_to_their_images_however_a_mac_writes_them(tmp_path: 
     assert not train.notes.found
 
 
+def test_yolo_folders_may_begin_with_a_capital(tmp_path: Path) -> None:
+    yolo(tmp_path, page="train: Images/train\nval: Images/val\nnames: [cat, dog]\n")
+    for name in ("images", "labels"):
+        (tmp_path / name).rename(tmp_path / name.capitalize())
+    for _ in ("with its page", "without"):
+        assert things(open_objects(tmp_path, "train")[1]) == [("a", "cat", BOX), ("b", "cat", BOX)]
+        (tmp_path / "data.yaml").unlink(missing_ok=True)
+        (tmp_path / "classes.txt").write_text("cat\n")
+
+
 def test_yolo_images_whose_labels_nobody_knows(tmp_path: Path) -> None:
     yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_bytes(b"0 0.5 0.5 0.1 0.1 \xe9\n")

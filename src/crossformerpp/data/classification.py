@@ -26,6 +26,9 @@ from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_folders, split_named
 
 
+_IMAGES, _LABELS = ("images", "imgs", "jpegimages"), ("masks", "labels", "annotations")  # no classes together
+
+
 class Names(Sequence[str]):
     """Many short texts in one array: worker processes share it, where a list of strings would be copied.
 
@@ -310,6 +313,12 @@ def scan_classes(
             + (f" (left out {left_out})" if left_out.found else "")
         )
     class_names = [printable(path.name) for path in folders]
+    lower = [name.lower() for name in class_names]
+    if any(name in lower for name in _IMAGES) and any(name in lower for name in _LABELS):
+        raise ValueError(
+            f"{folder}: images and their masks or labels ({', '.join(class_names)}), not a folder of images per class; "
+            "`crossformer train masks` and `train objects` train on these; rename them if they are classes"
+        )
     if len(folders) < 2:
         raise ValueError(f"{folder}: a single class ({class_names[0]}); at least two are needed")
     paths: list[Path] = []

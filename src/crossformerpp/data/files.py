@@ -80,6 +80,13 @@ def find_folders(folder: Path, left_out: Problems) -> list[Path]:
     return sorted(Path(entry.path) for entry, status in pairs if stat.S_ISDIR(status.st_mode))
 
 
+def folder_named(root: Path, name: str) -> Path:
+    """The folder of this name in a folder, in upper or lower case; `root / name` where there is none."""
+    if (root / name).is_dir() or not root.is_dir():
+        return root / name
+    return next((one for one in find_folders(root, Problems()) if one.name.lower() == name), root / name)
+
+
 def find_loose_files(folder: Path, extensions: Collection[str]) -> list[str]:
     """Names of the files of these extensions that lie in `folder` itself."""
     pairs = _entries(folder, folder, extensions, Problems())

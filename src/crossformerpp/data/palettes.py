@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from crossformerpp.data.files import find_files
+from crossformerpp.data.files import find_files, folder_named
 from crossformerpp.data.mask_files import (
     IGNORE_NAMES,
     MASK_EXTENSIONS,
@@ -66,7 +66,7 @@ def colors_of(names: Sequence[str]) -> list[Color]:
 
 def _masks(root: Path) -> list[Path]:
     """The masks of training, or all where there are no splits."""
-    folder = root / "masks"
+    folder = folder_named(root, "masks")
     if not folder.is_dir():
         return []
     return find_files(split_folders(folder).get("train", folder), MASK_EXTENSIONS, Problems())

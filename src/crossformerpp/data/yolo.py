@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crossformerpp.data.coco import CocoSet, Half, read_page
-from crossformerpp.data.files import find_files, is_hidden
+from crossformerpp.data.files import find_files, folder_named, is_hidden
 from crossformerpp.data.images import IMAGE_EXTENSIONS, upright_size
 from crossformerpp.data.names import printable, read_text
 from crossformerpp.data.problems import Problems
@@ -208,8 +208,8 @@ def _wanted(image: Path, root: Path) -> Path:
     """Where the labels of an image belong: labels/ in the place of the last images/ of its path, else beside it."""
     parts = list(image.relative_to(root).parts[:-1])
     for number in reversed(range(len(parts))):
-        if parts[number] == "images":
-            parts[number] = "labels"
+        if parts[number].lower() == "images":
+            parts[number] = folder_named(root.joinpath(*parts[:number]), "labels").name
             break
     return root.joinpath(*parts, f"{image.stem}.txt")
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from crossformerpp.data.coco_values import whole
-from crossformerpp.data.files import find_loose_files
+from crossformerpp.data.files import find_loose_files, folder_named
 from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.names import printable, read_class_names, read_text
 from crossformerpp.data.split import split_folders
@@ -72,10 +72,8 @@ def find_yolo(root: Path) -> Path | None:
         )
     if others:
         return others[0]
-    labels = root / "labels"
-    has_labels = (
-        labels.is_dir() and (root / "images").is_dir() and next(labels.rglob("*.txt"), None) is not None
-    )
+    labels, images = folder_named(root, "labels"), folder_named(root, "images")
+    has_labels = labels.is_dir() and images.is_dir() and next(labels.rglob("*.txt"), None) is not None
     return root if has_labels else None
 
 
@@ -120,12 +118,13 @@ def _without_page(root: Path) -> YoloSet:
             f"{root}: labels of YOLO's format without the names of the classes; write {root}/classes.txt, one a line "
             "from class 0 on, or data.yaml with names, train and val"
         )
-    halves = split_folders(root / "images")
-    loose = find_loose_files(root / "images", IMAGE_EXTENSIONS)
+    images = folder_named(root, "images")
+    halves = split_folders(images)
+    loose = find_loose_files(images, IMAGE_EXTENSIONS)
     splits = {str(which): [folder] for which, folder in halves.items()}
     if loose or not {"train", "val"} <= set(splits):
-        splits = {"all": [root / "images"]}
-    return YoloSet(root, root / "labels", read_class_names(file), splits)
+        splits = {"all": [images]}
+    return YoloSet(root, folder_named(root, "labels"), read_class_names(file), splits)
 
 
 def _describes(file: Path) -> bool:
