@@ -25,7 +25,6 @@ from crossformerpp.data.pixels import PHOTOGRAPHS, PIXEL_EXTENSIONS, PixelFormat
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_folders, split_named
 
-
 _IMAGES, _LABELS = ("images", "imgs", "jpegimages"), ("masks", "labels", "annotations")  # no classes together
 
 
