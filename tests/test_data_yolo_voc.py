@@ -210,6 +210,20 @@ def test_yolo_labels_belong_to_their_images_however_a_mac_writes_them(tmp_path: 
     assert not train.notes.found
 
 
+def test_yolo_boxes_of_two_corners_are_refused(tmp_path: Path) -> None:
+    corners = [(0.1, 0.2, 0.5, 0.9), (0.5, 0.1, 0.8, 0.6), (0.05, 0.5, 0.9, 0.95), (0.3, 0.3, 0.7, 0.8)]
+    yolo(tmp_path, ["0 " + " ".join(map(str, box)) for box in corners])
+    with pytest.raises(
+        ValueError, match=r"4 × line that looks like the corners x1 y1 x2 y2.*labels/train/a.txt:1"
+    ):
+        open_objects(tmp_path, "train")
+    # objects that fill their images are no corners, nor is an object beside them
+    yolo(tmp_path, ["0 0.5 0.5 1 1", "0 0.5 0.5 0.99 0.98", "0 0.45 0.5 1 1"])
+    assert len(things(open_objects(tmp_path, "train")[1])) == 4
+    yolo(tmp_path, ["0 " + " ".join(map(str, box)) for box in corners] + [yolo_box(0, (40, 6, 50, 9))])
+    assert len(things(open_objects(tmp_path, "train")[1])) == 6
+
+
 def test_yolo_folders_may_begin_with_a_capital(tmp_path: Path) -> None:
     yolo(tmp_path, page="train: Images/train\nval: Images/val\nnames: [cat, dog]\n")
     for name in ("images", "labels"):
@@ -389,6 +403,15 @@ def test_voc_files_that_are_used_or_left_out_are_told(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/Main/test.txt").write_text("c\n")
     with pytest.warns(UserWarning, match=r"no val\.txt; the images of test\.txt are used for validation"):
         assert [name for name, _, _ in things(open_objects(tmp_path, "val")[1])] == ["c"]
+
+
+def test_voc_classes_in_two_spellings_and_empty_lists_are_told(tmp_path: Path) -> None:
+    voc(tmp_path, {"a": [("Cat", BOX)], "b": [("cat", BOX)], "c": [("cat", BOX)]})
+    with pytest.warns(UserWarning, match=r"differ in upper case alone \(are they one\?\) \(Cat and cat\)"):
+        open_objects(tmp_path, "train")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"no image can be used \(the list of train is empty"):
+        open_objects(tmp_path, "train")
 
 
 def test_xml_entities_are_not_expanded(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def suspicion(coco: CocoSet) -> str | None:
         return None
     if all(right <= 1.5 and bottom <= 1.5 and image.width > 2 for (_, _, right, bottom), image in pairs):
         return (
-            "the boxes look like shares of the image, from 0 to 1; COCO's are in pixels: multiply x and width by the "
+            "the boxes look like shares of the image, from 0 to 1; they are in pixels: multiply x and width by the "
             "image's width, y and height by its height"
         )
     outside = sum(leaves(box, image) for box, image in pairs)

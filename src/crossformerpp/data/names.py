@@ -130,6 +130,14 @@ def read_class_names(path: Path) -> list[str]:
     return lines
 
 
+def alike(names: Sequence[str]) -> list[str]:
+    """Pairs of names that differ in upper case alone, `Cat and cat`: one class in two spellings, mostly."""
+    first: dict[str, str] = {}
+    return [
+        f"{other} and {name}" for name in names if (other := first.setdefault(name.casefold(), name)) != name
+    ]
+
+
 def write_class_names(path: Path, names: Sequence[str]) -> None:
     """The names as `read_class_names` reads them.
 

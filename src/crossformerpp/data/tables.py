@@ -16,7 +16,7 @@ from typing import Any
 from crossformerpp.data.classification import Files, LabelledImages, Names, draw_split, relabel
 from crossformerpp.data.coco_images import Finder
 from crossformerpp.data.files import is_hidden
-from crossformerpp.data.names import printable
+from crossformerpp.data.names import alike, printable
 from crossformerpp.data.pixels import PIXEL_EXTENSIONS
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_named
@@ -335,13 +335,9 @@ def _without_paths(table: Table) -> str:
 
 def warn_of_case(file: Path, names: Sequence[str]) -> None:
     """Warn of classes that are written in two ways."""
-    known: dict[str, str] = {}
-    twice = [(other, name) for name in names if (other := known.setdefault(name.casefold(), name)) != name]
-    if twice:
-        pairs = "; ".join(f"{one} and {two}" for one, two in twice[:3])
-        warnings.warn(
-            f"{file}: classes that differ in upper case alone: {pairs}; are they one?", stacklevel=3
-        )
+    if pairs := alike(names):
+        text = "; ".join(pairs[:3])
+        warnings.warn(f"{file}: classes that differ in upper case alone: {text}; are they one?", stacklevel=3)
 
 
 def _columns(table: Table) -> str:

@@ -20,7 +20,7 @@ from crossformerpp.data.coco import CocoSet, Half, read_page
 from crossformerpp.data.coco_images import Finder
 from crossformerpp.data.files import find_files, find_folders, is_hidden
 from crossformerpp.data.images import IMAGE_EXTENSIONS, upright_size
-from crossformerpp.data.names import printable, read_class_names, read_text
+from crossformerpp.data.names import alike, printable, read_class_names, read_text
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import split_folders
 
@@ -104,10 +104,13 @@ def read_voc(
         images.append({"id": len(images) + 1, **entry})
         objects += [{"image_id": len(images), **it} for it in _objects(tree, file, where, problems)]
     if not images:
-        raise ValueError(f"{found.source}: no image can be used ({problems or 'no XML files'})")
+        reason = str(problems) or (f"the list of {half} is empty" if half in found.lists else "no XML files")
+        raise ValueError(f"{found.source}: no image can be used ({reason})")
     names = list(class_names) if class_names is not None else sorted({it["name"] for it in objects})
     if not names:
         raise ValueError(f"{found.source}: no objects in {len(images)} annotation files")
+    for pair in alike(names):
+        notes.add("two classes that differ in upper case alone (are they one?)", pair)
     numbers = {name: number for number, name in enumerate(names)}
     for it in objects:
         it["category_id"] = numbers.get(it.pop("name"), None if class_names is None else -1)

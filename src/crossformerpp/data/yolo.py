@@ -27,6 +27,10 @@ NOT_SHARES = (
     "line whose coordinates are not shares of the image from 0 to 1: divide x and width by the image's width, y and "
     "height by its height"
 )
+NOT_CENTRES = (
+    "line that looks like the corners x1 y1 x2 y2, as all boxes do: write the centre and the size, "
+    "`class x y width height`"
+)
 WRONG_CLASS = "line with a class that has no name: number the classes from 0, or add it to the names"
 WRONG_LINE = "line that is neither `class x y width height` nor `class` and a polygon"
 _SLACK = 0.01  # by which rounding may carry a coordinate beyond the image
@@ -81,6 +85,8 @@ def read_yolo(
             f"{found.source}: none of {len(images)} images has a label file; for {images[0]['file_name']} expected "
             f"{_wanted(found.root / images[0]['file_name'], found.root).relative_to(found.root)}"
         )
+    for where in _corners(annotations):
+        refused.add(NOT_CENTRES, where)
     for stray in labels.strays():
         problems.add("label file without an image", stray)
     categories = [{"id": number, "name": name} for number, name in enumerate(found.class_names)]
@@ -137,11 +143,24 @@ class _Lines:
         width, height = self.size
         if len(values) == 4:
             x, y, w, h = values
+            entry["line"] = values
             return entry | {"bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]}
         xs, ys = ([value * side for value in values[start::2]] for start, side in ((0, width), (1, height)))
         polygon = [value for point in zip(xs, ys, strict=True) for value in point]
         box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         return entry | {"bbox": box, "segmentation": [polygon], "area": _area(xs, ys)}
+
+
+def _corners(annotations: list[dict[str, Any]]) -> list[str]:
+    """Where boxes are that leave the image, if all would make sense as corners: lines of another format."""
+    lines = [(entry["id"], *entry.pop("line")) for entry in annotations if "line" in entry]
+    outside = [
+        where
+        for where, x, y, w, h in lines
+        if min(x - w / 2, y - h / 2) < -_SLACK or max(x + w / 2, y + h / 2) > 1 + _SLACK
+    ]
+    are_corners = all(w > x and h > y for _, x, y, w, h in lines)
+    return outside if are_corners and 3 * len(outside) > len(lines) > 2 else []
 
 
 def _numbers(cells: list[str]) -> list[float] | None:
