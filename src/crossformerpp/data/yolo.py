@@ -12,7 +12,7 @@ without objects.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,54 +49,68 @@ def read_yolo(
         raise ValueError(
             f"{found.source}: unknown class {', '.join(strange)}; the model knows {', '.join(class_names or ())}"
         )
-    problems, refused, notes = Problems(), Problems(), Problems()
-    images: list[dict[str, Any]] = []
-    labels = _LabelFiles(found.root)
-    owners: dict[Path, str] = {}
-    annotations: list[dict[str, Any]] = []
+    page, problems = _Page(found, _LabelFiles(found.root)), Problems()
     for path in _images(found, half, problems):
-        file = labels.of(path)
-        name = path.relative_to(found.root).as_posix()
-        try:
-            width, height = upright_size(path)
-        except ValueError as error:
-            problems.add("unreadable image", f"{printable(name)}: {str(error).rpartition(': ')[2]}")
-            continue
-        entry = {"id": len(images) + 1, "file_name": name, "width": width, "height": height}
-        if file is None:
-            images.append(entry)
-            notes.add("image without a label file (it counts as one without objects)", printable(name))
-            continue
-        if (other := owners.setdefault(file, name)) != name:
-            notes.add(
-                "images of one name and one label file (the same objects for each)",
-                printable(f"{other}, {name}"),
-            )
-        where = printable(file.relative_to(found.root).as_posix())
-        reader = _Lines(
-            where, len(found.class_names), (width, height), found.has_keypoints, problems, refused
-        )
-        things = reader.read(file)
-        if things is not None:
-            images.append(entry)
-            annotations += [{"image_id": entry["id"], **thing} for thing in things]
-    if images and not owners:
+        page.add(path, problems)
+    images, annotations = page.images, page.annotations
+    if images and not page.owners:
         raise ValueError(
             f"{found.source}: none of {len(images)} images has a label file; for {images[0]['file_name']} expected "
             f"{_wanted(found.root / images[0]['file_name'], found.root).relative_to(found.root)}"
         )
     for where in _corners(annotations):
-        refused.add(NOT_CENTRES, where)
-    for stray in labels.strays():
+        page.refused.add(NOT_CENTRES, where)
+    for stray in page.labels.strays():
         problems.add("label file without an image", stray)
     categories = [{"id": number, "name": name} for number, name in enumerate(found.class_names)]
-    page = {"images": images, "annotations": annotations, "categories": categories}
-    coco = read_page(
-        page, found.source, found.root, class_names=class_names, with_masks=with_masks, problems=problems
-    )
-    coco.refused.found.update(refused.found)
-    coco.notes.found.update(notes.found)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    options: dict[str, Any] = {"class_names": class_names, "with_masks": with_masks, "problems": problems}
+    coco = read_page(content, found.source, found.root, **options)
+    coco.refused.found.update(page.refused.found)
+    coco.notes.found.update(page.notes.found)
     return coco
+
+
+@dataclass
+class _Page:
+    """COCO's page, image by image.
+
+    Attributes:
+        owners: The first image of each label file.
+    """
+
+    found: YoloSet
+    labels: "_LabelFiles"
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    owners: dict[Path, str] = field(default_factory=dict)
+    refused: Problems = field(default_factory=Problems)
+    notes: Problems = field(default_factory=Problems)
+
+    def add(self, path: Path, problems: Problems) -> None:
+        """An image and its objects, if both can be read."""
+        found, file = self.found, self.labels.of(path)
+        name = path.relative_to(found.root).as_posix()
+        try:
+            size = upright_size(path)
+        except ValueError as error:
+            problems.add("unreadable image", f"{printable(name)}: {str(error).rpartition(': ')[2]}")
+            return
+        entry = {"id": len(self.images) + 1, "file_name": name, "width": size[0], "height": size[1]}
+        if file is None:
+            self.images.append(entry)
+            kind = "image without a label file (it counts as one without objects)"
+            self.notes.add(kind, printable(name))
+            return
+        if (other := self.owners.setdefault(file, name)) != name:
+            kind = "images of one name and one label file (the same objects for each)"
+            self.notes.add(kind, printable(f"{other}, {name}"))
+        where = printable(file.relative_to(found.root).as_posix())
+        reader = _Lines(where, len(found.class_names), size, found.has_keypoints, problems, self.refused)
+        things = reader.read(file)
+        if things is not None:
+            self.images.append(entry)
+            self.annotations += [{"image_id": entry["id"], **thing} for thing in things]
 
 
 @dataclass(frozen=True)
