@@ -236,6 +236,35 @@ def test_a_test_split_that_is_not_written_is_told(tmp_path: Path) -> None:
     ]
 
 
+def test_objects_and_classes_that_get_lost_are_told(tmp_path: Path) -> None:
+    things = [
+        {"segmentation": {"size": [40, 40], "counts": [0, 1600]}, "bbox": [0, 0, 40, 40]},
+        {"segmentation": {"size": [40, 40], "counts": [1600]}, "bbox": [3, 3, 9, 9]},
+    ]
+    for half in ("train", "val"):
+        (tmp_path / f"in/images/{half}").mkdir(parents=True)
+        (tmp_path / f"masked/images/{half}").mkdir(parents=True)
+        (tmp_path / f"masked/masks/{half}").mkdir(parents=True)
+        for root in ("in", "masked"):
+            Image.new("RGB", (40, 40)).save(tmp_path / f"{root}/images/{half}/a.png")
+        Image.fromarray(np.eye(40, dtype=np.uint8) * 255).save(tmp_path / f"masked/masks/{half}/a.png")
+        page = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 40}],
+            "annotations": [{"id": i, "image_id": 1, "category_id": 1, **it} for i, it in enumerate(things)],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (tmp_path / "in/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"in/annotations/instances_{half}.json").write_text(json.dumps(page))
+    assert convert(tmp_path / "in", tmp_path / "yolo", "yolo").notes == [
+        "2 objects with an empty mask are left out"
+    ]
+    (tmp_path / "masked/classes.txt").write_text("other\nthing\n")
+    with pytest.warns(
+        UserWarning, match=r"only class other is seen: .* have the value 255, which is ignored"
+    ):
+        convert(tmp_path / "masked", tmp_path / "masks", "masks")
+
+
 def test_nothing_is_overwritten_or_left_half_written(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

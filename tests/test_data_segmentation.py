@@ -190,6 +190,7 @@ def test_colours_become_labels_by_the_palette(tmp_path: Path) -> None:
         ("name,r,g,b\nroad,1,2,3\nsky,4,5,256\n", "line 3: colour .* not within"),
         ("name,r,g,b\nroad,1,2,3\nsky,1,2,3\n", "line 3: sky .* twice"),
         ("name,r,g,b\nroad,1,2,3\nvoid,0,0,0\n", "1 classes; at least two"),
+        ("name,r,g,b\nroad,1,2,3\n ,4,5,6\n", r"line 3: colour \(4, 5, 6\) has no name"),
     ],
 )
 def test_palettes_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

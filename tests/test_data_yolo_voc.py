@@ -414,6 +414,20 @@ def test_voc_classes_in_two_spellings_and_empty_lists_are_told(tmp_path: Path) -
         open_objects(tmp_path, "train")
 
 
+def test_lists_that_share_images_are_told_and_other_xml_is_no_annotation(tmp_path: Path) -> None:
+    voc(tmp_path / "voc", {name: [("cat", BOX)] for name in "abc"})
+    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("a\nc\n")
+    with pytest.warns(
+        UserWarning, match=r"1 × image of training and validation, so that its figures flatter \(a\)"
+    ):
+        open_objects(tmp_path / "voc", "val")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/metadata.xml").write_text("<photos/>")
+    assert find_objects(tmp_path / "photos") is None
+    (tmp_path / "photos/a.xml").write_text(voc_page([("cat", BOX)], "a.jpg"))
+    assert find_objects(tmp_path / "photos") is not None
+
+
 def test_xml_entities_are_not_expanded(tmp_path: Path) -> None:
     voc(tmp_path, {"a": [("dog", BOX)], "b": [("dog", BOX)]})
     bomb = '<!DOCTYPE a [<!ENTITY x "ha">]><annotation><filename>&x;</filename></annotation>'

@@ -248,7 +248,7 @@ def open_folder(
             or classes that differ from `class_names`.
     """
     folder, is_drawn = split_folder(root, which)
-    paths, labels, found = scan_classes(folder, pixels.extensions)
+    paths, labels, found = scan_classes(folder, pixels.extensions, least=2 if class_names is None else 1)
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
@@ -273,7 +273,10 @@ def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
         return root, which != "test"
     wanted: Which = "train" if which == "train" else "val"
     if wanted not in splits:
-        raise ValueError(f"{root}: holds only one of train/ and val/; {wanted}/ is missing")
+        own = next(iter(splits.values()))
+        raise ValueError(
+            f"{root}: holds only one of train/ and val/; {wanted}/ is missing (pass --data {own} for a split by lot)"
+        )
     return splits[wanted], False
 
 
@@ -291,13 +294,14 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def scan_classes(
-    folder: Path, extensions: tuple[str, ...], keep_links: bool = False
+    folder: Path, extensions: tuple[str, ...], keep_links: bool = False, least: int = 2
 ) -> tuple[list[Path], list[int], list[str]]:
     """The images in the class folders, the class of each, and the classes' names.
 
     Args:
         extensions: Of the images' files.
         keep_links: Take links to images of other class folders, too.
+        least: Number of classes that there must be: two to train on, one to judge a model by.
 
     Raises:
         ValueError: No class folders, a single or an empty class, or two of one name.
@@ -318,7 +322,7 @@ def scan_classes(
             f"{folder}: images and their masks or labels ({', '.join(class_names)}), not a folder of images per class; "
             "`crossformer train masks` and `train objects` train on these; rename them if they are classes"
         )
-    if len(folders) < 2:
+    if len(folders) < least:
         raise ValueError(f"{folder}: a single class ({class_names[0]}); at least two are needed")
     paths: list[Path] = []
     labels: list[int] = []

@@ -28,7 +28,7 @@ from crossformerpp.data.mask_files import IGNORED, default_colors, index_picture
 from crossformerpp.data.masks import decode, encode
 from crossformerpp.data.names import safe_name, write_class_names
 from crossformerpp.data.pixels import PixelFormat
-from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits
+from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits, warn_of_values
 from crossformerpp.data.split import Which, split_named
 from crossformerpp.data.table_files import SPLIT_NAMES, read_table
 from crossformerpp.data.tables import find_tables
@@ -89,7 +89,9 @@ def convert(
         elif kind == "objects":
             done = _write_objects(draft, source, to, wanted, lot, track)
         elif kind == "masks":
-            done = _write_masks(draft, list(open_splits(source)), track)
+            masks = list(open_splits(source))
+            warn_of_values(masks[0][1])
+            done = _write_masks(draft, masks, track)
         else:
             done = _write_labelled(draft, source, to, form, lot, track)
     if left := _test_parts(source):

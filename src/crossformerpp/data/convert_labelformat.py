@@ -49,14 +49,18 @@ def write_yolo(draft: Path, written: Written, class_names: list[str]) -> list[st
     notes = _crowds(things)
     if 0 < outlined < len(things):
         notes.append(f"{outlined} of {len(things)} objects have an outline; boxes are written for all")
+    empty = 0
     for half, pairs in written.items():
         named = [(f"{half}/{name}", image) for name, image in pairs]
         if things and outlined == len(things):
             outlines = _Outlines(named, class_names)
             YOLOv8InstanceSegmentationOutput(draft / "data.yaml", half).save(label_input=outlines)
+            empty += outlines.empty
         else:
             boxes = _Boxes(named, class_names)
             YOLOv8ObjectDetectionOutput(draft / "data.yaml", half).save(label_input=boxes)
+    if empty:
+        notes.append(f"{empty} objects with an empty mask are left out")
     # labelformat's page has one split
     page = {half: f"images/{half}" for half in written} | {"names": dict(enumerate(class_names))}
     text = yaml.safe_dump(page, sort_keys=False, allow_unicode=True)
@@ -124,12 +128,19 @@ class _Boxes(_Labels, ObjectDetectionInput):
 
 
 class _Outlines(_Labels, InstanceSegmentationInput):
-    """Polygons, cut off where their image ends."""
+    """Polygons, cut off where their image ends.
+
+    Attributes:
+        empty: Objects without one, for their mask is empty.
+    """
+
+    empty = 0
 
     def get_labels(self) -> Iterable[ImageInstanceSegmentation]:
         for described, (_, image) in zip(self.get_images(), self.pairs, strict=True):
             things = [thing for thing in image.objects if not thing.is_crowd]
             outlines = [(thing, _points(thing, image)) for thing in things]
+            self.empty += sum(not polygons for _, polygons in outlines)
             found = [
                 SingleInstanceSegmentation(self.categories[thing.label], MultiPolygon(polygons))
                 for thing, polygons in outlines

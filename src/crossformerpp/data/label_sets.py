@@ -54,7 +54,8 @@ def open_label_sets(
         source = _open_table(root, which, val_fraction, seed, class_names)
         return replace(source, pixels=pixels)
     folder, is_drawn = split_folder(root, which)
-    paths, sets, found = _merged(*scan_classes(folder, pixels.extensions, keep_links=True))
+    least = 2 if class_names is None else 1
+    paths, sets, found = _merged(*scan_classes(folder, pixels.extensions, keep_links=True, least=least))
     if class_names is not None:
         sets, found = _relabelled(folder, sets, found, class_names), class_names
     names = [path.relative_to(root).as_posix() for path in paths]

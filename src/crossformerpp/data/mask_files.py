@@ -143,6 +143,8 @@ def read_palette(path: Path) -> Palette:
         color = (red, green, blue)
         if not all(0 <= value <= 255 for value in color):
             raise ValueError(f"{path}, line {number}: colour {color} is not within 0 to 255")
+        if not name:
+            raise ValueError(f"{path}, line {number}: colour {color} has no name")
         if color in palette.colors + palette.ignored or name in palette.names:
             raise ValueError(f"{path}, line {number}: {name} {color} comes twice")
         if name.lower() in IGNORE_NAMES:

@@ -176,6 +176,13 @@ def open_table(
             f"{error} ({len(strange)} rows: {', '.join(strange[:3])}); label training images so, or remove these rows"
         ) from None
     paths = [rows.paths[place] for place in keep]
+    others = set() if which == "train" or "train" not in read else set(read["train"].paths)
+    if shared := [path for path in paths if path in others]:
+        warnings.warn(
+            f"{rows.table.file}: {len(shared)} of its images are training images, too, so that its figures flatter: "
+            f"{', '.join(map(printable, shared[:3]))}",
+            stacklevel=2,
+        )
     is_drawn = None in read and rows.splits is None and which != "test"
     if is_drawn:
         half = draw_split(labels, val_fraction, seed, wanted, root)[which]
@@ -206,7 +213,7 @@ def read_single_labels(file: Path) -> LabelledRows:
     if conflicts:
         raise ValueError(
             f"{file}: {len(conflicts)} images have two labels ({'; '.join(conflicts[:3])}); leave one label each, or "
-            "pass --set multi_label=true"
+            "pass --set multi_label=true (`data check`: --multi-label)"
         )
     if rows.problems.found:
         warnings.warn(f"{printable(str(file))}: left out {'; '.join(rows.problems.lines())}", stacklevel=2)

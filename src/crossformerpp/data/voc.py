@@ -140,9 +140,20 @@ def _look(root: Path) -> VocSet | None:
 
 
 def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        path.suffix.lower() == ".xml" and not is_hidden(path.name) for path in folder.iterdir()
+    files = folder.iterdir() if folder.is_dir() else ()
+    return any(
+        path.suffix.lower() == ".xml" and not is_hidden(path.name) and _describes_image(path)
+        for path in files
     )
+
+
+def _describes_image(file: Path) -> bool:
+    """Whether an XML file begins as one of Pascal VOC's does, in any encoding."""
+    try:
+        with file.open("rb") as content:
+            return b"<annotation" in content.read(4096).replace(b"\0", b"")
+    except OSError:
+        return True  # said when it is read
 
 
 def _xml_files(folder: Path, left_out: Problems) -> list[Path]:
@@ -179,6 +190,9 @@ def _files(
     if split is not None and split in found.lists:
         annotations, images = found.pairs["all"]
         files = _listed(found.lists[split], _xml_files(annotations, problems), annotations, problems)
+        others = set(found.lists["train"]) if split != "train" and "train" in found.lists else set()
+        for name in others.intersection(found.lists[split]):
+            notes.add("image of training and validation, so that its figures flatter", printable(name))
         return [(file, annotations, images) for file in files]
     if half is not None and "all" not in found.pairs and half not in found.pairs:
         raise ValueError(f"{found.root}: no {half} annotations beside {next(iter(found.pairs))}/")
