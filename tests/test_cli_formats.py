@@ -70,7 +70,7 @@ def test_a_detection_set_is_no_set_of_labels(tmp_path: Path, capfd: pytest.Captu
     Image.new("RGB", (40, 40)).save(tmp_path / "images/a.png")
     (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.2")
     (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [cat]\n")
-    with pytest.warns(UserWarning, match="train and val are the same images"):
+    with pytest.warns(UserWarning, match="train holds the images of val, too"):
         status, _, err = call(capfd, "train", "folder", "--data", tmp_path, "--out", tmp_path / "run")
     assert status == 2
     assert "YOLO detection set, data.yaml, not images with a label each; `crossformer train objects`" in err

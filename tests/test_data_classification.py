@@ -18,6 +18,7 @@ from crossformerpp.data.classification import (
     open_mnist,
 )
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
+from crossformerpp.data.label_sets import open_label_sets
 
 
 def fill(root: Path, **classes: int) -> Path:
@@ -73,6 +74,15 @@ def test_labels_follow_the_names_that_the_model_knows(tmp_path: Path) -> None:
         open_folder(tmp_path, "test", 0.2, seed=0, class_names=["cat", "dog"])
 
 
+def test_a_model_is_judged_by_images_of_one_class(tmp_path: Path) -> None:
+    fill(tmp_path / "train", cat=2, dog=2)
+    fill(tmp_path / "val", dog=3)
+    train = open_folder(tmp_path, "train", 0.2, seed=0)
+    assert open_folder(tmp_path, "val", 0.2, seed=0, class_names=train.class_names).labels == [1, 1, 1]
+    sets = open_label_sets(tmp_path, "val", False, 0.2, 0, class_names=train.class_names)
+    assert sets.label_sets == [[1], [1], [1]]
+
+
 def test_folders_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         open_folder(tmp_path / "nowhere", "train", 0.2, seed=0)
@@ -89,7 +99,7 @@ def test_folders_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"dog: 1 image\(s\) cannot be split"):
         open_folder(tmp_path / "few", "train", 0.2, seed=0)
     fill(tmp_path / "half" / "train", cat=3, dog=1)
-    with pytest.raises(ValueError, match="val/ is missing"):
+    with pytest.raises(ValueError, match=r"val/ is missing \(pass --data .*half/train for"):
         open_folder(tmp_path / "half", "val", 0.2, seed=0)
 
 

@@ -448,3 +448,19 @@ def test_the_check_notes_images_that_exif_turns_without_another_size(tmp_path):
     Image.new("RGB", (64, 48)).save(folder / "a.png", exif=exif)
     (report,) = check_objects(file, folder)
     assert any("turned or mirrored by EXIF" in note and "a.png" in note for note in report.notes)
+
+
+def test_crowds_may_be_told_by_true(tmp_path):
+    things = [(1, 3, [1, 2, 3, 4], {"iscrowd": value}) for value in (True, 1, "1", False, 0, None)]
+    (image, _) = read_coco(*write(tmp_path, things)).images
+    assert [thing.is_crowd for thing in image.objects] == [True, True, True, False, False, False]
+
+
+def test_the_check_names_images_that_no_annotation_names_and_sets_of_nothing(tmp_path):
+    file, folder = write(tmp_path, [(1, 3, [1, 2, 3, 4], {"iscrowd": 1})])
+    Image.new("RGB", (64, 48)).save(folder / "new.png")
+    Image.new("RGB", (64, 48)).save(folder / "._new.png", "PNG")
+    for place in (tmp_path, file):
+        report = next(iter(check_objects(place)))
+        assert "1 × image that the annotations do not name (it is left out) (new.png)" in report.notes
+        assert "no object that could be trained on or judged but crowds" in report.problems

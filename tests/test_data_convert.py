@@ -164,6 +164,107 @@ def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
     ]
 
 
+def pictured(root: Path, names: list[str], *, classes: str = "cat\ndog\n", half: str = "train") -> Path:
+    """A YOLO set with an object of class 0 in the first image, of class 1 in the second and so on."""
+    for folder in ("images", "labels"):
+        (root / folder / half).mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(root / f"images/{half}/{name}")
+        (root / f"labels/{half}/{Path(name).stem}.txt").write_text(
+            f"{number % 2} 0.5 0.5 0.2 {0.2 + number / 50}\n"
+        )
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc"])
+def test_images_that_differ_only_in_their_extension_keep_their_own_labels(tmp_path: Path, to: str) -> None:
+    source = tmp_path / "in"
+    things = [{"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 10 * i, 10]} for i in (1, 2)]
+    for half in ("train", "val"):
+        (source / f"images/{half}").mkdir(parents=True)
+        for name in ("my cat.png", "my cat.bmp"):
+            Image.new("RGB", (40, 40)).save(source / f"images/{half}/{name}")
+        page = {
+            "images": [
+                {"id": i, "file_name": f"my cat.{ending}", "width": 40, "height": 40}
+                for i, ending in ((1, "png"), (2, "bmp"))
+            ],
+            "annotations": things,
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (source / "annotations").mkdir(exist_ok=True)
+        (source / f"annotations/instances_{half}.json").write_text(json.dumps(page))
+    convert(source, tmp_path / "out", to)  # type: ignore[arg-type]
+    for half in ("train", "val"):
+        coco = open_objects(tmp_path / "out", half)[1]
+        widths = {
+            image.path.suffix: [box[2] - box[0] for box in (t.box for t in image.objects)]
+            for image in coco.images
+        }
+        assert widths == {".png": [pytest.approx(10)], ".bmp": [pytest.approx(20)]}
+        assert not coco.problems.found
+
+
+@pytest.mark.filterwarnings("ignore:.*train holds the images of val")
+@pytest.mark.parametrize("name", ["cat\ndog", " cat", "cat\x1b[31m"])
+def test_names_that_a_format_would_change_are_refused(tmp_path: Path, name: str) -> None:
+    root = pictured(tmp_path / "in", ["a.png", "b.png"])
+    names = json.dumps([name, "dog"])
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames: {names}\n")
+    convert(root, tmp_path / "yolo", "yolo")
+    with pytest.raises(ValueError, match=r"the class .*cat.*; rename it"):
+        convert(root, tmp_path / "voc", "voc")
+    assert open_objects(tmp_path / "yolo", "val")[1].class_names == [name, "dog"]
+    assert not (tmp_path / "voc").exists()
+
+
+def test_a_test_split_that_is_not_written_is_told(tmp_path: Path) -> None:
+    root = pictured(tmp_path / "in", ["a.png", "b.png"])
+    for half in ("val", "test"):
+        pictured(root, ["c.png"], half=half)
+    assert convert(root, tmp_path / "out", "coco").notes == [
+        "of a test split nothing is written (images/test)"
+    ]
+    table = tmp_path / "in/labels.csv"
+    for name in "cd":
+        Image.new("RGB", (40, 40)).save(root / f"{name}.png")
+    rows = ("images/train/a.png,a,train", "images/train/b.png,b,train", "c.png,a,val", "d.png,b,test")
+    table.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    assert convert(table, tmp_path / "folders", "folders").notes == [
+        "of a test split nothing is written (1 rows of labels.csv)"
+    ]
+
+
+def test_objects_and_classes_that_get_lost_are_told(tmp_path: Path) -> None:
+    things = [
+        {"segmentation": {"size": [40, 40], "counts": [0, 1600]}, "bbox": [0, 0, 40, 40]},
+        {"segmentation": {"size": [40, 40], "counts": [1600]}, "bbox": [3, 3, 9, 9]},
+    ]
+    for half in ("train", "val"):
+        (tmp_path / f"in/images/{half}").mkdir(parents=True)
+        (tmp_path / f"masked/images/{half}").mkdir(parents=True)
+        (tmp_path / f"masked/masks/{half}").mkdir(parents=True)
+        for root in ("in", "masked"):
+            Image.new("RGB", (40, 40)).save(tmp_path / f"{root}/images/{half}/a.png")
+        Image.fromarray(np.eye(40, dtype=np.uint8) * 255).save(tmp_path / f"masked/masks/{half}/a.png")
+        page = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 40}],
+            "annotations": [{"id": i, "image_id": 1, "category_id": 1, **it} for i, it in enumerate(things)],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (tmp_path / "in/annotations").mkdir(exist_ok=True)
+        (tmp_path / f"in/annotations/instances_{half}.json").write_text(json.dumps(page))
+    assert convert(tmp_path / "in", tmp_path / "yolo", "yolo").notes == [
+        "2 objects with an empty mask are left out"
+    ]
+    (tmp_path / "masked/classes.txt").write_text("other\nthing\n")
+    with pytest.warns(
+        UserWarning, match=r"only class other is seen: .* have the value 255, which is ignored"
+    ):
+        convert(tmp_path / "masked", tmp_path / "masks", "masks")
+
+
 def test_nothing_is_overwritten_or_left_half_written(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

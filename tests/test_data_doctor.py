@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance
 from skimage import data
 
 from crossformerpp import engine
+from crossformerpp.analysis.report import image_uri
 from crossformerpp.cli import main
 from crossformerpp.data.convert import convert
 from crossformerpp.data.digits import load_digits
@@ -342,6 +343,10 @@ def test_features_of_a_run_and_of_a_timm_model(tmp_path: Path, capsys: pytest.Ca
     assert run(tmp_path / "photos", "--model", "resnet05", "--out", tmp_path / "new") == 2
     assert "did you mean" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_line_of_pixels_is_pictured() -> None:
+    assert image_uri(Image.new("RGB", (1, 900))).startswith("data:image/jpeg;base64,")
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,31 @@ def test_tables_of_colours_are_found(tmp_path: Path, name: str, text: str) -> No
     assert class_colors(recipe(tmp_path).data, source.class_names) == [BLUE, RED]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
+def test_black_masks_among_masks_of_colours_mean_black(tmp_path: Path, mode: str) -> None:
+    """Programs save a mask of black pixels alone with one channel; black need not be the first class."""
+    columns = colored(tmp_path, train=[RED, BLACK, BLUE], val=[RED, BLACK, BLUE])
+    for half in ("train", "val"):
+        Image.new(mode, (W, H)).save(tmp_path / f"masks/{half}/0.png")
+        Image.new("RGB", (W, H)).save(tmp_path / f"images/{half}/0.png")
+    assert open_folder(tmp_path, "train").class_names == ["#000000", "#0000ff", "#ff0000"]
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nsky,0,0,255\nnight,0,0,0\nroad,255,0,0\n")
+    for half in ("train", "val"):
+        source = open_folder(tmp_path, half)  # type: ignore[arg-type]
+        assert source.names == ["0.png", "a.png"]
+        assert (source.open(0)[1] == 1).all()
+        assert np.array_equal(source.open(1)[1], np.array([2, 1, 0])[columns])
+
+
+def test_a_table_may_name_greys_alone(tmp_path: Path) -> None:
+    white = (255, 255, 255)
+    columns = colored(tmp_path, train=[white, BLACK, white], val=[BLACK, BLACK, white])
+    Image.open(tmp_path / "masks/val/a.png").convert("L").save(tmp_path / "masks/val/a.png")
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nother,0,0,0\nhouse,255,255,255\n")
+    assert np.array_equal(open_folder(tmp_path, "train").open(0)[1], np.array([1, 0, 1])[columns])
+    assert np.array_equal(open_folder(tmp_path, "val").open(0)[1], np.array([0, 0, 1])[columns])
+
+
 def test_smoothed_masks_and_bad_tables_are_refused(tmp_path: Path) -> None:
     colored(tmp_path, train=[RED, BLACK, BLUE], val=[RED, BLACK, BLUE])
     noise = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)

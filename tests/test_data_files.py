@@ -150,3 +150,13 @@ def test_names_that_are_no_utf8_are_found_and_named_in_escapes(tmp_path: Path) -
     left_out = Problems()
     assert found(tmp_path, left_out) == [name]
     assert left_out.found == {".txt file": ["caf\\udce9.txt"]}
+
+
+def test_what_commands_wrote_into_the_data_is_no_data(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "runs/x/recipe.yaml", "runs/x/run.json", "runs/x/samples/2.png")
+    touch(tmp_path, "runs/y/z/predictions.jsonl", "judged/metrics.json", "judged/predictions.png")
+    left_out = Problems()
+    assert [path.name for path in find_folders(tmp_path, left_out)] == ["a"]
+    assert sorted(place for places in left_out.found.values() for place in places) == ["judged/", "runs/"]
+    touch(tmp_path, "runs/3.png")
+    assert [path.name for path in find_folders(tmp_path, left_out)] == ["a", "runs"]

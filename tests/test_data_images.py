@@ -1,6 +1,7 @@
 """One reader for all kinds of image files: what can be read becomes upright 8-bit RGB, the rest is refused."""
 
 import io
+import random
 import struct
 import subprocess
 import sys
@@ -13,7 +14,13 @@ import pytest
 from PIL import Image
 
 from crossformerpp.data import images
-from crossformerpp.data.images import _warn_of_depth, exif_orientation, read_image, require_shape
+from crossformerpp.data.images import (
+    _warn_of_depth,
+    exif_orientation,
+    read_image,
+    require_shape,
+    upright_size,
+)
 
 RED = np.zeros((40, 60, 3), np.uint8)
 RED[:, :, 0] = 255
@@ -112,7 +119,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
     [
         ("truncated", "unreadable image: .*truncated"),
         ("text", "not an image of a known format"),
-        ("empty", "not an image of a known format"),
+        ("empty", "an empty file"),
         ("missing", "no such image"),
         ("folder", "a folder, not an image"),
         ("float", "32-bit grey of unknown range"),
@@ -170,6 +177,31 @@ def test_all_eight_orientations_come_out_upright(tmp_path: Path, kind: str, orie
     assert read.shape == upright.shape
     assert np.abs(read - upright).mean() < 8
     assert exif_orientation(path) in (1, orientation), "AVIF is turned by its decoder"
+    assert upright_size(path) == (96, 64)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_orientations_that_are_none_change_nothing(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.new("RGB", (60, 40)), tmp_path / "a.jpg", exif=exif)
+    assert read_image(path).size == upright_size(path) == (60, 40)
+    assert exif_orientation(path) == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_data_do_not_keep_an_image_from_being_read(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x0106] = 6, "a garden", 2
+    content = save(Image.new("RGB", (60, 40)), tmp_path / "a.jpg", exif=exif).read_bytes()
+    start, draw = content.index(b"Exif") + 6, random.Random(0)
+    length = int.from_bytes(content[start - 8 : start - 6], "big") - 8
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(4):
+            damaged[start + draw.randrange(length)] = draw.randrange(256)
+        (tmp_path / "a.jpg").write_bytes(damaged)
+        assert read_image(tmp_path / "a.jpg").size == upright_size(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Images with any number of labels: tables of several shapes, folders that share pictures, the draw of a split."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -47,6 +48,11 @@ def sets_of(source: LabelledImages) -> dict[str, set[str]]:
         ["path,labels", *(f'{name},"{",".join(sorted(own))}"' for name, own in SETS.items())],
         ["path,tags", *(f"{name},{'|'.join(sorted(own))}" for name, own in SETS.items())],
         ["path\tlabels", *(f"{name}\t{' ; '.join(sorted(own))}" for name, own in SETS.items())],
+        # lists as JSON, Python, sets and numpy print them
+        ["path;labels", *(f"{name};{json.dumps(sorted(own))}" for name, own in SETS.items())],
+        ["path|labels", *(f"{name}|{sorted(own)!r}" for name, own in SETS.items())],
+        ["path|labels", *(f"{name}|{own or []!r}" for name, own in SETS.items())],
+        ["path;labels", *(f"{name};{np.array(sorted(own), str)}" for name, own in SETS.items())],
         # one row per image and label
         ["image,label", *(f"{name},{label}" for name, own in SETS.items() for label in sorted(own) or [""])],
         # a column per class, and others
@@ -75,6 +81,18 @@ def test_parquet_may_hold_lists(folder: Path) -> None:
     table = pyarrow.table({"path": PICTURES, "labels": pyarrow.array(lists, pyarrow.list_(pyarrow.string()))})
     parquet.write_table(table, folder / "labels.parquet")
     assert sets_of(opened(folder)) == SETS
+    lists = [["a;b", 'c, "d"'], ["e"]]
+    table = pyarrow.table({"path": PICTURES[:2], "labels": lists})
+    parquet.write_table(table, folder / "labels.parquet")
+    assert list(sets_of(opened(folder)).values()) == [{"a;b", 'c, "d"'}, {"e"}]
+
+
+def test_sets_of_one_label_each_are_no_sets_perhaps(folder: Path) -> None:
+    write(folder, "path,tags", "img/0.png,haze primary", "img/1.png,clear primary", "img/2.png,Clear primary")
+    separators = r"no image has two labels; they are separated by ; \| ,, as in Clear primary;clear primary"
+    case = "classes that differ in upper case alone: Clear primary and clear primary"
+    with pytest.warns(UserWarning, match=separators), pytest.warns(UserWarning, match=case):
+        opened(folder, "train", val_fraction=0.5)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +101,10 @@ def test_parquet_may_hold_lists(folder: Path) -> None:
         (
             ["path,cat,dog", "img/0.png,1,0", "img/1.png,0,2", "img/2.png,1,1"],
             r"1 cells are neither 0 nor 1 \(labels.csv:3: dog is '2'",
+        ),
+        (  # -1 and blanks are labels that nobody knows
+            ["path,cat,dog", "img/0.png,1,-1", "img/1.png,0,-1", "img/2.png,1,1", "img/3.png,,"],
+            r"4 cells are neither 0 nor 1 \(labels.csv:5: cat is ''; labels.csv:2: dog is '-1'",
         ),
         (["path,x,z", "img/0.png,7,a"], r"no column `labels` .* its columns are path, x, z"),
         (["path,labels", "img/0.png,cat", "img/1.png,cat"], r"a single label \(cat\)"),

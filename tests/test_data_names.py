@@ -16,6 +16,7 @@ from crossformerpp.data.names import (
     read_text,
     safe_name,
     without_controls,
+    write_class_names,
 )
 
 NAMES = [
@@ -110,3 +111,18 @@ def test_class_names_are_lines_from_label_0_on(tmp_path: Path) -> None:
     page.write_text("\nthing\n")
     with pytest.raises(ValueError, match=r"line 1 is blank, but names label 0"):
         read_class_names(page)
+    page.write_text("cat\ndog\ncat\n")
+    with pytest.raises(ValueError, match=r"lines 1 and 3 have the same name, cat"):
+        read_class_names(page)
+    page.write_text("\n")
+    with pytest.raises(ValueError, match="empty; write the names of the classes"):
+        read_class_names(page)
+
+
+def test_class_names_are_written_as_they_are_read(tmp_path: Path) -> None:
+    page, names = tmp_path / "classes.txt", ["../../x", "a\x85b", "caf\u00e9", "<b> & [red]"]
+    write_class_names(page, names)
+    assert read_class_names(page) == names
+    for name in ("", " cat", "cat\ndog", "cat\r"):
+        with pytest.raises(ValueError, match=r"cannot be a line of classes.txt; rename it"):
+            write_class_names(page, [name])

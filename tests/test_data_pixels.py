@@ -173,3 +173,24 @@ def test_data_check_of_photographs_and_grey(tmp_path: Path, capfd: pytest.Captur
     status, report = check(capfd, tmp_path / "grey")
     assert status == 1
     assert any("1 × .npy file" in problem for problem in report["problems"])
+
+
+def test_a_few_images_of_another_kind_do_not_make_photographs_something_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    grey = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(6):
+            Image.new("RGBA", (40, 40), (number, 0, 0, 255)).save(tmp_path / f"{name}/{number}.png")
+        Image.fromarray(grey + 50_000).save(tmp_path / f"{name}/a.png")
+        Image.fromarray(grey.astype(np.float32)).save(tmp_path / f"{name}/b.tif")
+        (tmp_path / f"{name}/c.png").touch()
+        Image.new("RGB", (1, 1001)).save(tmp_path / f"{name}/d.png")
+    with pytest.raises(SystemExit):
+        cli.main(["data", "check", str(tmp_path), "--json"])
+    (report,) = json.loads(capfd.readouterr().out)
+    assert report["counts"] == {"images": 20, "unreadable images": 6, "classes": 2}
+    assert report["data"].keys() == {"mean", "std"}
+    for reason in ("b.tif: 32-bit grey of unknown range", "c.png: an empty file", "d.png: 1x1001 pixels"):
+        assert f"cat/{reason}" in report["problems"][0]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from crossformerpp.data import ade20k
+from crossformerpp.data.classification import scan_classes
 from crossformerpp.data.mask_files import (
     IGNORED,
     MaskCode,
@@ -16,7 +17,7 @@ from crossformerpp.data.mask_files import (
     read_palette,
 )
 from crossformerpp.data.scenes import write_digit_scenes
-from crossformerpp.data.segmentation import open_ade20k, open_folder
+from crossformerpp.data.segmentation import has_masks, open_ade20k, open_folder, open_splits
 
 RNG = np.random.default_rng(0)
 
@@ -85,6 +86,27 @@ def test_images_without_masks_are_left_out_with_a_count(tmp_path: Path) -> None:
     assert [path.name for path in source.without_mask] == ["3.jpg"]
 
 
+def test_masks_without_images_are_left_out_with_a_count(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    next((tmp_path / "images").glob("1.*")).unlink()
+    with pytest.warns(UserWarning, match=r"1 masks have no image and are left out, the first is .*1\.png"):
+        assert len(open_folder(tmp_path, "test")) == 4
+
+
+def test_folders_may_begin_with_a_capital(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    expected = [open_folder(tmp_path, "test").open(number)[1].tolist() for number in range(5)]
+    for name in ("images", "masks"):
+        (tmp_path / name).rename(tmp_path / name.capitalize())
+    assert has_masks(tmp_path)
+    ((_, source),) = open_splits(tmp_path)
+    assert [source.open(number)[1].tolist() for number in range(5)] == expected
+    with pytest.raises(
+        ValueError, match=r"images and their masks or labels \(Images, Masks\), not a folder of images"
+    ):
+        scan_classes(tmp_path, (".png",))
+
+
 def test_masks_of_other_folders_do_not_count(tmp_path: Path) -> None:
     write_pair(tmp_path, "a/1", np.zeros((40, 40)))
     (tmp_path / "masks" / "b").mkdir()
@@ -98,7 +120,7 @@ def test_masks_of_other_folders_do_not_count(tmp_path: Path) -> None:
     ("break_it", "message"),
     [
         (lambda root: (root / "classes.txt").unlink(), r"classes\.txt there, .*`train` also takes --set"),
-        (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "a twice"),
+        (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "lines 1 and 3 have the same name, a"),
         (lambda root: (root / "classes.txt").write_text("a\n"), "at least two"),
         (lambda root: (root / "masks").rename(root / "labels"), "found no masks"),
         (lambda root: (root / "images" / "train").mkdir(), r"no val/ beside train/"),
@@ -168,6 +190,7 @@ def test_colours_become_labels_by_the_palette(tmp_path: Path) -> None:
         ("name,r,g,b\nroad,1,2,3\nsky,4,5,256\n", "line 3: colour .* not within"),
         ("name,r,g,b\nroad,1,2,3\nsky,1,2,3\n", "line 3: sky .* twice"),
         ("name,r,g,b\nroad,1,2,3\nvoid,0,0,0\n", "1 classes; at least two"),
+        ("name,r,g,b\nroad,1,2,3\n ,4,5,6\n", r"line 3: colour \(4, 5, 6\) has no name"),
     ],
 )
 def test_palettes_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:

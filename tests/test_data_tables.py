@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from crossformerpp.data.huggingface import is_huggingface
+from crossformerpp.data.labelled import open_labelled
 from crossformerpp.data.table_files import read_table
 from crossformerpp.data.tables import find_tables, open_table, read_rows
 
@@ -129,6 +130,61 @@ def test_bad_tables_are_refused_by_file_and_line(folder: Path, lines: list[str],
     write(folder, "labels.csv", *lines)
     with pytest.raises(ValueError, match=message):
         pairs(folder, "val")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\r\npath;label\r\nimg/a0.png;cat\r\nimg/b0.png;dog\r\n",  # Excel's
+        "path,label,,\nimg/a0.png,cat,,\nimg/b0.png,dog,,\n",
+        "path|label\nimg/a0.png|cat\nimg/b0.png|dog\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(folder: Path, text: str) -> None:
+    (folder / "labels.csv").write_text(text, newline="")
+    assert pairs(folder, "test") == [("img/a0.png", "cat"), ("img/b0.png", "dog")]
+
+
+def test_a_number_that_is_none_is_no_class(folder: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ["img/a0.png", "img/a1.png", "img/b0.png"]
+    parquet.write_table(
+        pyarrow.table({"path": names, "label": [1.0, float("nan"), 2.0]}), folder / "a.parquet"
+    )
+    with pytest.warns(UserWarning, match=r"1 × row without a label \(a.parquet:2\)"):
+        assert pairs(folder, "test") == [("img/a0.png", "1.0"), ("img/b0.png", "2.0")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path,label\ncaf\xe9.png,cat\n", r"labels\.csv: not in UTF-8 .*; nor are there class folders"),
+        (b"", r"labels\.csv: an empty table; nor"),
+        (b"who,what\na,b\n", r"labels\.csv: no column of image paths; .* its columns are who, what; nor"),
+    ],
+)
+def test_a_table_that_is_none_is_named_where_nothing_else_is(
+    folder: Path, content: bytes, message: str
+) -> None:
+    (folder / "labels.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        open_labelled(folder, "train")
+
+
+def test_training_images_among_those_of_validation_are_told(folder: Path) -> None:
+    write(folder, "train.csv", "path,label", "img/a0.png,cat", "img/b0.png,dog")
+    write(folder, "val.csv", "path,label", "img/a0.png,cat", "img/b1.png,dog")
+    assert len(pairs(folder, "train")) == 2
+    with pytest.warns(UserWarning, match=r"1 of its images are training images, too, .*: img/a0\.png"):
+        pairs(folder, "val")
+
+
+def test_classes_in_two_spellings_are_named(folder: Path) -> None:
+    write(folder, "labels.csv", "path,label", "img/a0.png,Cat", "img/a1.png,cat", "img/b0.png,dog")
+    with pytest.warns(UserWarning, match="upper case alone: Cat and cat"):
+        pairs(folder, "test")
 
 
 def test_several_tables_are_ambiguous_and_others_are_no_tables(folder: Path) -> None:

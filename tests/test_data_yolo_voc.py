@@ -177,6 +177,12 @@ def test_yolo_odd_files_are_counted(tmp_path: Path) -> None:
         ("train: images/train\nval: images/none\nnames: [cat]\n", "images/none: no such folder or list"),
         ("train: images/train\nval: ../../etc\nnames: [cat]\n", "etc: no such folder or list"),
         ("train: [images/train\n", "data.yaml, line 2: not readable as YAML"),
+        (
+            "train: images/train\nval: images/val\nnames:\n  0: cat\n  1: dog\n  1: hen\n",
+            r"data.yaml, line 6: not readable as YAML \(key 1 twice\)",
+        ),
+        ("train: images/train\nval: images/val\nnames: [cat, '']\n", "class 1 has an empty name"),
+        ("train: images/train\nval: images/val\nnames: [cat, cat]\n", "same id or name: name cat"),
         ("train: images/train\nval: images/val\nnames: {1: cat, 2: dog}\n", "number the classes 0, 1"),
     ],
 )
@@ -184,6 +190,66 @@ def test_bad_pages_are_refused(tmp_path: Path, page: str, message: str) -> None:
     yolo(tmp_path, page=page)
     with pytest.raises(ValueError, match=message):
         open_objects(tmp_path, "train")
+
+
+def test_yolo_names_are_what_is_written(tmp_path: Path) -> None:
+    page = "train: images/train\nval: images/val\nnc: 6\n"
+    page += "names: {0: no, 1: 010, 2: 1:30, 3: 1.0, 4: null, 5: 2024-13-01}\n"
+    yolo(tmp_path, page=page)
+    names = open_objects(tmp_path, "train")[1].class_names
+    assert names == ["no", "010", "1:30", "1.0", "null", "2024-13-01"]
+
+
+def test_yolo_labels_belong_to_their_images_however_a_mac_writes_them(tmp_path: Path) -> None:
+    yolo(tmp_path, [yolo_box(1)])
+    (tmp_path / "images/train/a.png").rename(tmp_path / "images/train/caf\N{LATIN SMALL LETTER E}\u0301.png")
+    (tmp_path / "labels/train/a.txt").rename(tmp_path / "labels/train/caf\u00e9.TXT")
+    train = open_objects(tmp_path, "train")[1]
+    assert [name for _, name, _ in things(train)] == ["cat", "dog"]
+    assert not train.problems.found
+    assert not train.notes.found
+
+
+def test_yolo_boxes_of_two_corners_are_refused(tmp_path: Path) -> None:
+    corners = [(0.1, 0.2, 0.5, 0.9), (0.5, 0.1, 0.8, 0.6), (0.05, 0.5, 0.9, 0.95), (0.3, 0.3, 0.7, 0.8)]
+    yolo(tmp_path, ["0 " + " ".join(map(str, box)) for box in corners])
+    with pytest.raises(
+        ValueError, match=r"4 × line that looks like the corners x1 y1 x2 y2.*labels/train/a.txt:1"
+    ):
+        open_objects(tmp_path, "train")
+    # objects that fill their images are no corners, nor is an object beside them
+    yolo(tmp_path, ["0 0.5 0.5 1 1", "0 0.5 0.5 0.99 0.98", "0 0.45 0.5 1 1"])
+    assert len(things(open_objects(tmp_path, "train")[1])) == 4
+    yolo(tmp_path, ["0 " + " ".join(map(str, box)) for box in corners] + [yolo_box(0, (40, 6, 50, 9))])
+    assert len(things(open_objects(tmp_path, "train")[1])) == 6
+
+
+def test_yolo_folders_may_begin_with_a_capital(tmp_path: Path) -> None:
+    yolo(tmp_path, page="train: Images/train\nval: Images/val\nnames: [cat, dog]\n")
+    for name in ("images", "labels"):
+        (tmp_path / name).rename(tmp_path / name.capitalize())
+    for _ in ("with its page", "without"):
+        assert things(open_objects(tmp_path, "train")[1]) == [("a", "cat", BOX), ("b", "cat", BOX)]
+        (tmp_path / "data.yaml").unlink(missing_ok=True)
+        (tmp_path / "classes.txt").write_text("cat\n")
+
+
+def test_yolo_images_whose_labels_nobody_knows(tmp_path: Path) -> None:
+    yolo(tmp_path)
+    (tmp_path / "labels/train/a.txt").write_bytes(b"0 0.5 0.5 0.1 0.1 \xe9\n")
+    picture(tmp_path / "images/train/b.jpg")
+    with pytest.warns(
+        UserWarning, match=r"images of one name and one label file .*\(images/train/b\.jpg, images"
+    ):
+        train = open_objects(tmp_path, "train")[1]
+    assert [image.path.name for image in train.images] == ["b.jpg", "b.png"]
+    assert "labels/train/a.txt" in str(train.problems)
+
+
+def test_yolo_training_images_that_are_also_validation_images(tmp_path: Path) -> None:
+    yolo(tmp_path, page="train: images\nval: images/val\nnames: [cat]\n")
+    with pytest.warns(UserWarning, match=r"train holds the images of val, too .*images/val"):
+        open_objects(tmp_path, "val")
 
 
 def voc_page(objects, name: str, size=(W, H), own=False, **more: str) -> str:
@@ -281,6 +347,85 @@ def test_voc_odd_files_are_counted(tmp_path: Path) -> None:
     assert "1 × missing image (Annotations/c.xml: c.jpg)" in text
     assert "1 × name in ImageSets without Annotations/NAME.xml (nowhere)" in text
     assert "1 × object without a name or a box of xmin, ymin, xmax, ymax (Annotations/a.xml:17)" in text
+
+
+def test_voc_objects_are_put_onto_the_image_of_the_annotation_s_own_name(tmp_path: Path) -> None:
+    """Files are renamed, the names in them stay."""
+    voc(tmp_path, {name: [(name, BOX)] for name in "abcd"})
+    for name in "abc":
+        page = (tmp_path / f"Annotations/{name}.xml").read_text()
+        (tmp_path / f"Annotations/{name}.xml").write_text(page.replace(f"{name}.jpg", "d.jpg"))
+    with pytest.warns(UserWarning, match=r"3 × annotation file with another image's <filename>"):
+        train = open_objects(tmp_path, "train")[1]
+    assert [(file, label) for file, label, _ in things(train)] == [("a", "a"), ("b", "b"), ("c", "c")]
+    picture(tmp_path / "JPEGImages/d.bmp")
+    page = (tmp_path / "Annotations/d.xml").read_text()
+    (tmp_path / "Annotations/d.xml").write_text(page.replace("d.jpg", "d.bmp"))
+    found = find_objects(tmp_path)
+    assert found is not None
+    assert [image.path.name for image in found.read("val").images] == ["d.bmp"]
+
+
+def test_voc_lists_as_they_come(tmp_path: Path) -> None:
+    """Names with spaces, with an extension, with a folder, twice, and written as a Mac writes them."""
+    voc(
+        tmp_path,
+        {"my pet": [("cat", BOX)], "b": [("cat", BOX)], "caf\u00e9": [("cat", BOX)], "d": [("cat", BOX)]},
+    )
+    for old, new in (
+        ("JPEGImages/b.jpg", "JPEGImages/east/b.jpg"),
+        ("Annotations/b.xml", "Annotations/east/b.XML"),
+    ):
+        (tmp_path / new).parent.mkdir()
+        (tmp_path / old).rename(tmp_path / new)
+    lines = ["my pet.jpg", "east/b", "b", "cafe\u0301", "my pet"]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(lines) + "\n")
+    train = open_objects(tmp_path, "train")[1]
+    assert things(train) == [(name, "cat", BOX) for name in ("my pet", "b", "caf\u00e9")]
+    assert not train.problems.found
+    (tmp_path / "ImageSets/Main/train.txt").write_text("b  1\nd -1\n")
+    assert [name for name, _, _ in things(open_objects(tmp_path, "train")[1])] == ["b", "d"]
+
+
+def test_voc_files_that_are_used_or_left_out_are_told(tmp_path: Path) -> None:
+    voc(tmp_path, {name: [("cat", BOX)] for name in "abcdef"}, lists=False)
+    (tmp_path / "Annotations/f.xml").unlink()
+    (tmp_path / "Annotations/._e.xml").write_bytes(b"\0")
+    (report,) = check_objects(tmp_path)
+    assert report.counts["images"] == 5
+    assert "1 × image without an annotation file (it is left out) (f.jpg)" in report.notes
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\n")
+    (report,) = check_objects(tmp_path)
+    assert any(
+        note.startswith("1 × list in ImageSets without that of the other split") for note in report.notes
+    )
+    (tmp_path / "ImageSets/Main/test.txt").write_text("c\n")
+    with pytest.warns(UserWarning, match=r"no val\.txt; the images of test\.txt are used for validation"):
+        assert [name for name, _, _ in things(open_objects(tmp_path, "val")[1])] == ["c"]
+
+
+def test_voc_classes_in_two_spellings_and_empty_lists_are_told(tmp_path: Path) -> None:
+    voc(tmp_path, {"a": [("Cat", BOX)], "b": [("cat", BOX)], "c": [("cat", BOX)]})
+    with pytest.warns(UserWarning, match=r"differ in upper case alone \(are they one\?\) \(Cat and cat\)"):
+        open_objects(tmp_path, "train")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"no image can be used \(the list of train is empty"):
+        open_objects(tmp_path, "train")
+
+
+def test_lists_that_share_images_are_told_and_other_xml_is_no_annotation(tmp_path: Path) -> None:
+    voc(tmp_path / "voc", {name: [("cat", BOX)] for name in "abc"})
+    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("a\nc\n")
+    with pytest.warns(
+        UserWarning, match=r"1 × image of training and validation, so that its figures flatter \(a\)"
+    ):
+        open_objects(tmp_path / "voc", "val")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/metadata.xml").write_text("<photos/>")
+    assert find_objects(tmp_path / "photos") is None
+    (tmp_path / "photos/a.xml").write_text(voc_page([("cat", BOX)], "a.jpg"))
+    assert find_objects(tmp_path / "photos") is not None
 
 
 def test_xml_entities_are_not_expanded(tmp_path: Path) -> None:

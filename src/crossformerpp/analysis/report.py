@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_MATRIX_CLASSES = 20  # a wider confusion matrix does not fit a page
 _THUMBNAIL, _PICTURE = 160, 640  # pixels of an image's longer side
@@ -155,7 +155,8 @@ def picture_uri(image: Image.Image) -> str:
 
 def image_uri(image: Image.Image, side: int = _THUMBNAIL) -> str:
     """A small version of an image as a data URI."""
-    small = ImageOps.contain(image, (side, side)) if max(image.size) > side else image
+    small = image.copy()
+    small.thumbnail((side, side))  # which leaves a pixel at least of the short side
     kind = "png" if max(small.size) <= 64 else "jpeg"
     content = BytesIO()
     small.save(content, kind)

@@ -131,10 +131,12 @@ def _check_masks(
     as_json: bool,
 ) -> Iterator[Any]:
     from crossformerpp.data.check_masks import check_masks
+    from crossformerpp.data.files import folder_named
     from crossformerpp.data.pixel_statistics import looked_for
     from crossformerpp.data.segmentation import open_splits
 
-    for which, source in open_splits(path, palette, ignore_label, values, looked_for(path / "images")):
+    pixels = looked_for(folder_named(path, "images"))
+    for which, source in open_splits(path, palette, ignore_label, values, pixels):
         report = check_masks(source, which, lambda numbers: track(numbers, len(numbers), "check"), channels)
         yield report
         if not as_json:

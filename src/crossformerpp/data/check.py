@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from crossformerpp.data.coco import CocoImage, CocoSet, Half, NoSuchSplitError, leaves, read_coco, suspicion
-from crossformerpp.data.images import exif_orientation
+from crossformerpp.data.files import find_files
+from crossformerpp.data.images import IMAGE_EXTENSIONS, exif_orientation
 from crossformerpp.data.masks import decode, encode
 from crossformerpp.data.names import printable
 from crossformerpp.data.objects import Format, ObjectSet, find_objects, missing
 from crossformerpp.data.pixel_statistics import PixelStatistics, guess_channels, read_for_statistics
 from crossformerpp.data.problems import Problems
+from crossformerpp.data.tables import unusable_table
 
 _SPLITS: tuple[Half, Half] = ("train", "val")
 LEAST_SIDE = 32  # pixels; smaller images are mostly mistakes
@@ -74,13 +76,17 @@ def check_objects(
         yield _check(read_coco(path, images), images, channels)
         return
     found = find_objects(path, wanted)
+    if found is None and (problem := unusable_table(path)) is not None:
+        raise ValueError(f"{problem}; and nothing else to check in {path}")
     if found is None:
         raise ValueError(
             f"{missing(path)}; nor the folders images and masks, each with train/ and val/ or with files, nor class "
             "folders or a table of images and labels"
         )
     if not found.is_split:
-        yield _check(found.read(None), found.images_of(None), channels, found=str(found))
+        whole = found.read(None)
+        _note_unnamed(found, None, whole, [whole])
+        yield _check(whole, found.images_of(None), channels, found=str(found))
         return
     absent: list[str] = []
     read: dict[Half, tuple[CocoSet, list[str]]] = {}
@@ -90,7 +96,19 @@ def check_objects(
         except NoSuchSplitError as error:
             absent.append(f"{error}: training needs both splits")
     for half, (coco, problems) in read.items():
+        _note_unnamed(found, half, coco, [one for one, _ in read.values()])
         yield _check(coco, found.images_of(half), channels, [*absent, *problems], str(found))
+
+
+def _note_unnamed(found: ObjectSet, half: Half | None, coco: CocoSet, splits: Sequence[CocoSet]) -> None:
+    """Note the images in the folder of a COCO file that neither it nor that of another split names."""
+    if found.format == "coco":
+        folder = found.images_of(half)
+        named = {image.path for one in splits for image in one.images}
+        for path in find_files(folder, IMAGE_EXTENSIONS, Problems()):
+            if path not in named:
+                name = printable(path.relative_to(folder).as_posix())
+                coco.notes.add("image that the annotations do not name (it is left out)", name)
 
 
 def _read(found: ObjectSet, half: Half, train: tuple[CocoSet, list[str]] | None) -> tuple[CocoSet, list[str]]:
@@ -128,6 +146,10 @@ def _check(
     problems = [*absent, *coco.refused.lines(), *coco.problems.lines()]
     if (problem := suspicion(coco)) is not None:
         problems.insert(0, problem)
+    if not counts["objects"]:
+        problems.append(
+            "no object that could be trained on or judged" + " but crowds" * bool(counts["crowds"])
+        )
     lines = notes.lines()
     if counts["objects"] and not counts["objects with masks"]:
         lines.append("no masks: train with --set detector.name=retinanet")

@@ -12,6 +12,7 @@ import numpy as np
 from crossformerpp.data.balance import class_counts
 from crossformerpp.data.check import LEAST_SIDE
 from crossformerpp.data.classification import LabelledImages
+from crossformerpp.data.images import require_shape
 from crossformerpp.data.labelled import Format, open_labelled
 from crossformerpp.data.pixel_statistics import (
     PixelStatistics,
@@ -19,7 +20,7 @@ from crossformerpp.data.pixel_statistics import (
     looked_for,
     read_for_statistics,
 )
-from crossformerpp.data.pixels import PixelFormat
+from crossformerpp.data.pixels import PixelFormat, Pixels
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which
 
@@ -122,6 +123,7 @@ def _check(
     for number in track(range(len(source))):
         try:
             image = read_for_statistics(source.images[number], source.names[number], channels)
+            require_shape(Pixels(np.asarray(image)), source.names[number])
         except ValueError as error:
             problems.add("unreadable image", str(error))
             continue

@@ -25,6 +25,8 @@ from crossformerpp.data.pixels import PHOTOGRAPHS, PIXEL_EXTENSIONS, PixelFormat
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_folders, split_named
 
+_IMAGES, _LABELS = ("images", "imgs", "jpegimages"), ("masks", "labels", "annotations")  # no classes together
+
 
 class Names(Sequence[str]):
     """Many short texts in one array: worker processes share it, where a list of strings would be copied.
@@ -246,7 +248,7 @@ def open_folder(
             or classes that differ from `class_names`.
     """
     folder, is_drawn = split_folder(root, which)
-    paths, labels, found = scan_classes(folder, pixels.extensions)
+    paths, labels, found = scan_classes(folder, pixels.extensions, least=2 if class_names is None else 1)
     if class_names is not None:
         labels = relabel(folder, labels, found, class_names)
         found = class_names
@@ -271,7 +273,10 @@ def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
         return root, which != "test"
     wanted: Which = "train" if which == "train" else "val"
     if wanted not in splits:
-        raise ValueError(f"{root}: holds only one of train/ and val/; {wanted}/ is missing")
+        own = next(iter(splits.values()))
+        raise ValueError(
+            f"{root}: holds only one of train/ and val/; {wanted}/ is missing (pass --data {own} for a split by lot)"
+        )
     return splits[wanted], False
 
 
@@ -289,13 +294,14 @@ def _holds_classes(folder: Path) -> bool:
 
 
 def scan_classes(
-    folder: Path, extensions: tuple[str, ...], keep_links: bool = False
+    folder: Path, extensions: tuple[str, ...], keep_links: bool = False, least: int = 2
 ) -> tuple[list[Path], list[int], list[str]]:
     """The images in the class folders, the class of each, and the classes' names.
 
     Args:
         extensions: Of the images' files.
         keep_links: Take links to images of other class folders, too.
+        least: Number of classes that there must be: two to train on, one to judge a model by.
 
     Raises:
         ValueError: No class folders, a single or an empty class, or two of one name.
@@ -310,7 +316,13 @@ def scan_classes(
             + (f" (left out {left_out})" if left_out.found else "")
         )
     class_names = [printable(path.name) for path in folders]
-    if len(folders) < 2:
+    lower = [name.lower() for name in class_names]
+    if any(name in lower for name in _IMAGES) and any(name in lower for name in _LABELS):
+        raise ValueError(
+            f"{folder}: images and their masks or labels ({', '.join(class_names)}), not a folder of images per class; "
+            "`crossformer train masks` and `train objects` train on these; rename them if they are classes"
+        )
+    if len(folders) < least:
         raise ValueError(f"{folder}: a single class ({class_names[0]}); at least two are needed")
     paths: list[Path] = []
     labels: list[int] = []

@@ -255,7 +255,7 @@ def suspicion(coco: CocoSet) -> str | None:
         return None
     if all(right <= 1.5 and bottom <= 1.5 and image.width > 2 for (_, _, right, bottom), image in pairs):
         return (
-            "the boxes look like shares of the image, from 0 to 1; COCO's are in pixels: multiply x and width by the "
+            "the boxes look like shares of the image, from 0 to 1; they are in pixels: multiply x and width by the "
             "image's width, y and height by its height"
         )
     outside = sum(leaves(box, image) for box, image in pairs)
@@ -298,7 +298,7 @@ def _read_categories(
     categories = []
     for entry in entries:
         number = whole(entry.get("id")) if isinstance(entry, dict) else None
-        if number is None or not isinstance(entry.get("name"), str | int):
+        if number is None or not isinstance(entry.get("name"), str | int) or not str(entry["name"]).strip():
             raise ValueError(f"{path}: a category without a whole id or a name: {str(entry)[:100]}")
         categories.append((number, printable(str(entry["name"]))))
     categories.sort()
@@ -345,6 +345,6 @@ def _read_object(
         label,
         (x, y, x + width, y + height),
         read_area(entry.get("area")) or width * height,
-        whole(entry.get("iscrowd")) == 1,
+        entry.get("iscrowd") is True or whole(entry.get("iscrowd")) == 1,
         read_segmentation(entry.get("segmentation"), (image.height, image.width), problems, where),
     )

@@ -126,17 +126,21 @@ class Finder:
         for text in (name, *tails):
             with suppress(ValueError):
                 path = path_inside(self.folder, text)
-                paths.append(path.with_name(self._listing(path.parent).get(printable(path.name), path.name)))
+                names = self._listing(path.parent)
+                paths.append(
+                    path.with_name(names.get(path.name) or names.get(printable(path.name), path.name))
+                )
         if not paths:
             raise ValueError(f"{name!r} is not a path inside {self.folder}")
         return next(filter(self.is_there, paths), paths[0])
 
     def is_there(self, path: Path) -> bool:
-        return path.name in self._listing(path.parent).values()
+        return self._listing(path.parent).get(path.name) == path.name
 
     def _listing(self, folder: Path) -> dict[str, str]:
-        """Names in a folder, by how they are written for people: annotations and disks may differ in that."""
+        """Names in a folder by themselves, and by how they are written for people: annotations may differ in that."""
         if folder not in self.listings:
-            names = (entry.name for entry in folder.iterdir()) if folder.is_dir() else ()
-            self.listings[folder] = {printable(name): name for name in names if not is_hidden(name)}
+            entries = folder.iterdir() if folder.is_dir() else ()
+            names = [entry.name for entry in entries if not is_hidden(entry.name)]
+            self.listings[folder] = {printable(name): name for name in names} | {name: name for name in names}
         return self.listings[folder]

@@ -9,6 +9,7 @@ A set without splits is split as training would split it. YOLO's and Pascal VOC'
 
 import csv
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -25,10 +26,12 @@ from crossformerpp.data.coco_images import CocoImage, CocoObject
 from crossformerpp.data.drawn_masks import open_drawn
 from crossformerpp.data.mask_files import IGNORED, default_colors, index_picture
 from crossformerpp.data.masks import decode, encode
-from crossformerpp.data.names import safe_name
+from crossformerpp.data.names import safe_name, write_class_names
 from crossformerpp.data.pixels import PixelFormat
-from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits
-from crossformerpp.data.split import Which
+from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits, warn_of_values
+from crossformerpp.data.split import Which, split_named
+from crossformerpp.data.table_files import SPLIT_NAMES, read_table
+from crossformerpp.data.tables import find_tables
 from crossformerpp.data.writing import refuse_taken, replacing_folder, write_json
 
 Target = Literal["coco", "yolo", "voc", "masks", "folders", "table"]
@@ -79,15 +82,43 @@ def convert(
     kind = _kind(source, form, to)
     lot: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
     with replacing_folder(out) as draft:
-        if kind == "objects":
-            wanted: Any = form
-            if to == "masks":
-                splits = [(half, open_drawn(source, half, wanted=wanted, **lot)) for half in HALVES]
-                return _write_masks(draft, splits, track)
-            return _write_objects(draft, source, to, wanted, lot, track)
-        if kind == "masks":
-            return _write_masks(draft, list(open_splits(source)), track)
-        return _write_labelled(draft, source, to, form, lot, track)
+        wanted: Any = form
+        if kind == "objects" and to == "masks":
+            splits = [(half, open_drawn(source, half, wanted=wanted, **lot)) for half in HALVES]
+            done = _write_masks(draft, splits, track)
+        elif kind == "objects":
+            done = _write_objects(draft, source, to, wanted, lot, track)
+        elif kind == "masks":
+            masks = list(open_splits(source))
+            warn_of_values(masks[0][1])
+            done = _write_masks(draft, masks, track)
+        else:
+            done = _write_labelled(draft, source, to, form, lot, track)
+    if left := _test_parts(source):
+        done.notes.append(f"of a test split nothing is written ({', '.join(left)})")
+    return done
+
+
+def _test_parts(source: Path) -> list[str]:
+    """The folders and files of a split for tests beside one for validation, which alone is written."""
+    root = source if source.is_dir() else source.parent
+    is_of_folders = source.is_dir() or source.suffix in (".yaml", ".yml")
+    found = []
+    for folder in is_of_folders * (
+        root,
+        *(root / name for name in ("images", "masks", "annotations", "ImageSets/Main")),
+    ):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        by_split = {split_named(Path(name).stem.removeprefix("instances_")): name for name in names}
+        if by_split.keys() >= {"val", "test"}:
+            found.append((folder / by_split["test"]).relative_to(root).as_posix())
+    for file in find_tables(source).values():
+        table = read_table(file)
+        column = table.find(SPLIT_NAMES)
+        counts = Counter(map(split_named, table.columns[column])) if column else Counter()
+        if counts["val"] and counts["test"]:
+            found.append(f"{counts['test']} rows of {file.name}")
+    return found
 
 
 def _kind(source: Path, form: str | None, to: Target) -> str:
@@ -132,7 +163,7 @@ def _write_objects(
     done = Converted(str(found))
     folder = {"coco": "images/{}", "yolo": "images/{}", "voc": "JPEGImages"}[to]
     written: dict[Half, list[tuple[str, CocoImage]]] = {}
-    namer = _Names(by_stem=to == "voc")
+    namer = _Names(by_stem=to != "coco")
     for half, coco in sets.items():
         where = draft / folder.format(half)
         where.mkdir(parents=True, exist_ok=True)
@@ -197,7 +228,7 @@ def _write_masks(draft: Path, splits: Sequence[tuple[Which, MaskedImages]], trac
             picture = index_picture(np.where(labels == IGNORED, _IGNORE, labels), colors)
             picture.save(folders[1] / f"{Path(name).stem}.png")
         done.images["all" if which == "test" else which] = len(source)
-    (draft / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    write_class_names(draft / "classes.txt", names)
     return done
 
 

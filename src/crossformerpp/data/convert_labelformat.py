@@ -1,5 +1,6 @@
 """Write YOLO's and Pascal VOC's label files, by the library `labelformat`."""
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,7 +32,9 @@ except ImportError:
 from crossformerpp.data.coco import Half
 from crossformerpp.data.coco_images import CocoImage, CocoObject
 from crossformerpp.data.convert import outline
+from crossformerpp.data.names import write_class_names
 
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 Written = dict[Half, list[tuple[str, CocoImage]]]  # the images of each split under their new names
 
 
@@ -46,14 +49,18 @@ def write_yolo(draft: Path, written: Written, class_names: list[str]) -> list[st
     notes = _crowds(things)
     if 0 < outlined < len(things):
         notes.append(f"{outlined} of {len(things)} objects have an outline; boxes are written for all")
+    empty = 0
     for half, pairs in written.items():
         named = [(f"{half}/{name}", image) for name, image in pairs]
         if things and outlined == len(things):
             outlines = _Outlines(named, class_names)
             YOLOv8InstanceSegmentationOutput(draft / "data.yaml", half).save(label_input=outlines)
+            empty += outlines.empty
         else:
             boxes = _Boxes(named, class_names)
             YOLOv8ObjectDetectionOutput(draft / "data.yaml", half).save(label_input=boxes)
+    if empty:
+        notes.append(f"{empty} objects with an empty mask are left out")
     # labelformat's page has one split
     page = {half: f"images/{half}" for half in written} | {"names": dict(enumerate(class_names))}
     text = yaml.safe_dump(page, sort_keys=False, allow_unicode=True)
@@ -67,6 +74,8 @@ def write_voc(draft: Path, written: Written, class_names: list[str]) -> list[str
     Returns:
         What Pascal VOC's format cannot hold.
     """
+    if unwritable := [name for name in class_names if _NO_XML.search(name)]:
+        raise ValueError(f"the class {unwritable[0]!r} holds control characters, which XML cannot; rename it")
     things = [thing for pairs in written.values() for _, image in pairs for thing in image.objects]
     notes = _crowds(things)
     if outlined := sum(thing.segmentation is not None for thing in things):
@@ -77,7 +86,7 @@ def write_voc(draft: Path, written: Written, class_names: list[str]) -> list[str
         PascalVOCObjectDetectionOutput(draft / "Annotations").save(label_input=_Boxes(pairs, class_names))
         names = "".join(f"{Path(name).stem}\n" for name, _ in pairs)
         (lists / f"{half}.txt").write_text(names, encoding="utf-8")
-    (draft / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+    write_class_names(draft / "classes.txt", class_names)
     return notes
 
 
@@ -119,12 +128,19 @@ class _Boxes(_Labels, ObjectDetectionInput):
 
 
 class _Outlines(_Labels, InstanceSegmentationInput):
-    """Polygons, cut off where their image ends."""
+    """Polygons, cut off where their image ends.
+
+    Attributes:
+        empty: Objects without one, for their mask is empty.
+    """
+
+    empty = 0
 
     def get_labels(self) -> Iterable[ImageInstanceSegmentation]:
         for described, (_, image) in zip(self.get_images(), self.pairs, strict=True):
             things = [thing for thing in image.objects if not thing.is_crowd]
             outlines = [(thing, _points(thing, image)) for thing in things]
+            self.empty += sum(not polygons for _, polygons in outlines)
             found = [
                 SingleInstanceSegmentation(self.categories[thing.label], MultiPolygon(polygons))
                 for thing, polygons in outlines

@@ -20,10 +20,12 @@ _SYSTEM = re.compile(
     | system\ volume\ information | lost\+found | __pycache__ | ~\$.* | .*~ | \#.*\# | @__thumb | @tmp""",
     re.IGNORECASE | re.VERBOSE,
 )
-_OUTPUTS = {  # and the files by which a folder is known as such
-    "run of `crossformer train`": ("recipe.yaml", "run.json"),
-    "results of `crossformer predict`": ("predictions.jsonl",),
-}
+_OUTPUTS = (  # and the files by which a folder is known as such
+    ("run of `crossformer train`", ("recipe.yaml", "run.json")),
+    ("results of `crossformer predict`", ("predictions.jsonl",)),
+    ("results of `crossformer eval`", ("metrics.json", "predictions.png")),
+    ("results of `crossformer eval`", ("metrics.json", "overlays.png")),
+)
 # What people may take for images of a data set: named, where other files are only counted by their extension.
 _HINTS = {
     ".heic": "pip install pillow-heif reads them",
@@ -76,6 +78,13 @@ def find_folders(folder: Path, left_out: Problems) -> list[Path]:
     """The folders in `folder`, sorted by name."""
     pairs = list(_entries(folder, folder, (), left_out))
     return sorted(Path(entry.path) for entry, status in pairs if stat.S_ISDIR(status.st_mode))
+
+
+def folder_named(root: Path, name: str) -> Path:
+    """The folder of this name in a folder, in upper or lower case; `root / name` where there is none."""
+    if (root / name).is_dir() or not root.is_dir():
+        return root / name
+    return next((one for one in find_folders(root, Problems()) if one.name.lower() == name), root / name)
 
 
 def find_loose_files(folder: Path, extensions: Collection[str]) -> list[str]:
@@ -142,11 +151,22 @@ def _note_hidden(
 
 
 def _output(folder: str) -> str | None:
-    """Which command wrote a folder, whose pictures are no data then: people put --out where their data are."""
-    for output, names in _OUTPUTS.items():
+    """Which command wrote a folder, or all folders in it, whose pictures are no data then: people put --out, and runs/,
+    where their data are.
+    """
+    for output, names in _OUTPUTS:
         if all(os.path.exists(os.path.join(folder, name)) for name in names):
             return output
-    return None
+    first = None
+    with suppress(OSError), os.scandir(folder) as listing:
+        for entry in listing:
+            if is_hidden(entry.name):
+                continue
+            inner = _output(entry.path) if entry.is_dir(follow_symlinks=False) else None
+            if inner is None:
+                return None
+            first = first or inner
+    return first
 
 
 def _leads_inside(target: str, root: str, folder: str) -> bool:

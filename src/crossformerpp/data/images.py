@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, features
 
 try:
     from pillow_heif import register_heif_opener
@@ -35,6 +35,16 @@ _LONGEST = 4  # times the short side, as far as a long image is enlarged
 _MAX_RATIO = 1000  # of the sides of an image whose short side is enlarged
 _AT_MOST_16_BITS = ("PNG", "PPM")  # formats whose grey Pillow opens with 32 bits where the file has 16
 _DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners fill of 16
+_ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own hard limit: 179 million, half a GB as RGB
 
 
@@ -70,6 +80,8 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
     except IsADirectoryError:
         raise ValueError(f"{name}: a folder, not an image") from None
     except Image.UnidentifiedImageError:
+        if isinstance(source, str | Path) and not Path(source).stat().st_size:
+            raise ValueError(f"{name}: an empty file") from None
         hint = "" if _HEIC else "; pip install pillow-heif for HEIC"
         raise ValueError(f"{name}: not an image of a known format ({', '.join(FORMATS)}){hint}") from None
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
@@ -77,8 +89,7 @@ def read_image(source: str | Path | BinaryIO, name: str | None = None) -> Image.
     try:
         if image.mode == "F" or (image.mode == "I" and image.format not in _AT_MOST_16_BITS):
             raise ValueError("32-bit grey of unknown range; save it with 8 or 16 bits")
-        upright = ImageOps.exif_transpose(image)
-        rgb = _to_rgb(upright)
+        rgb = _to_rgb(upright(image))
     except (ValueError, OSError, SyntaxError, KeyError) as error:
         text = str(error).removeprefix(f"{name}: ")
         raise ValueError(f"{name}: {text} (image mode {image.mode})") from None
@@ -127,7 +138,9 @@ def upright_size(path: Path) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
-                is_turned = int(image.getexif().get(0x0112, 1)) > 4
+                if image.format == "TIFF":  # of which Pillow turns the size, but not yet the pixels
+                    width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
+                is_turned = _orientation(image) > 4
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type
         raise ValueError(f"{path}: unreadable image: {error}") from None
     return (height, width) if is_turned else (width, height)
@@ -137,9 +150,27 @@ def exif_orientation(path: Path) -> int:
     """How a file says that it is to be turned and mirrored: 1 is not at all; 2, 3 and 4 keep width and height."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return int(image.getexif().get(0x0112, 1))
-    except (ValueError, OSError, SyntaxError, TypeError):
+            return _orientation(image)
+    except Exception:  # Pillow's decoders answer broken files with errors of almost any type
         return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says. Unlike Pillow's own function this leaves the EXIF data as they are, which
+    cannot be written again where they are damaged.
+    """
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8; 1, as it is, where nobody says or the EXIF data are damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as of broken files
+        return 1
+    return int(value) if value in _TURNS else 1
 
 
 def is_cut_to_eight_bits(image: Image.Image) -> bool:

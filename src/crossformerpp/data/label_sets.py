@@ -8,6 +8,7 @@ hard, or as a copy of the same content.
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,11 +27,13 @@ from crossformerpp.data.classification import (
 from crossformerpp.data.names import printable
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
-from crossformerpp.data.table_files import LABEL_NAMES, SPLIT_NAMES, Table
-from crossformerpp.data.tables import LabelledRows, choose, read_rows, require_tables
+from crossformerpp.data.table_files import LABEL_NAMES, SEPARATORS, SPLIT_NAMES, Table
+from crossformerpp.data.tables import LabelledRows, choose, read_rows, require_tables, warn_of_case
 
-_SEPARATORS = (";", "|", ",")
-_TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+# a list of quoted texts, or an empty one, as programs write them into a cell
+_LIST = re.compile(r"[\[({]\s*(?:(['\"]).*['\"],?)?\s*[\])}]", re.DOTALL)
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+_TRUE, _FALSE, _UNKNOWN = ("1", "1.0", "true"), ("0", "0.0", "false"), ("-1", "-1.0")
 
 
 def open_label_sets(
@@ -51,7 +54,8 @@ def open_label_sets(
         source = _open_table(root, which, val_fraction, seed, class_names)
         return replace(source, pixels=pixels)
     folder, is_drawn = split_folder(root, which)
-    paths, sets, found = _merged(*scan_classes(folder, pixels.extensions, keep_links=True))
+    least = 2 if class_names is None else 1
+    paths, sets, found = _merged(*scan_classes(folder, pixels.extensions, keep_links=True, least=least))
     if class_names is not None:
         sets, found = _relabelled(folder, sets, found, class_names), class_names
     names = [path.relative_to(root).as_posix() for path in paths]
@@ -179,6 +183,14 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
     if len(names) < 2:
         listed = names[0] if names else "none"
         raise ValueError(f"{rows.table.file}: a single label ({listed}); at least two are needed")
+    warn_of_case(rows.table.file, names)
+    sizes = [len(json.loads(rows.labels[place])) for place in keep]
+    if columns is None and max(sizes) < 2 and len({rows.paths[place] for place in keep}) == len(keep):
+        warnings.warn(
+            f"{rows.table.file}: no image has two labels; they are separated by {' '.join(SEPARATORS)}, as in "
+            f"{names[0]};{names[1]}",
+            stacklevel=3,
+        )
     return names
 
 
@@ -191,10 +203,10 @@ def _labels_of(table: Table) -> list[str]:
     column = _list_column(table)
     if column is not None:
         cells = table.columns[column]
-        separator = next((one for one in _SEPARATORS if any(one in cell for cell in cells)), ";")
-        return [
-            json.dumps([name.strip() for name in cell.split(separator) if name.strip()]) for cell in cells
-        ]
+        plain = [cell for cell in cells if not _LIST.fullmatch(cell)]
+        separator = next((one for one in SEPARATORS if any(one in cell for cell in plain)), ";")
+        sets = [_listed(cell) if _LIST.fullmatch(cell) else cell.split(separator) for cell in cells]
+        return [json.dumps([name.strip() for name in own if name.strip()]) for own in sets]
     names = _class_columns(table)
     wrong = [
         f"{table.where(row)}: {name} is {cell!r}"
@@ -211,22 +223,30 @@ def _labels_of(table: Table) -> list[str]:
     ]
 
 
+def _listed(cell: str) -> list[str]:
+    """The texts in a list, as JSON, Python and numpy write it."""
+    try:
+        return [str(name) for name in json.loads(cell)]
+    except ValueError:
+        return [one or two for one, two in _QUOTED.findall(cell)]
+
+
 def _list_column(table: Table) -> str | None:
     found = table.find((*LABEL_NAMES, "tags", "classes"))
     return found if found != table.path_column else None
 
 
 def _class_columns(table: Table) -> list[str]:
-    """The columns that hold 0 and 1 in most of their cells."""
+    """The columns whose cells, but for empty ones, are mostly 0 and 1, or the -1 of labels that nobody knows."""
     taken = (table.path_column, table.find(SPLIT_NAMES))
-    names = [
-        name
-        for name, cells in table.columns.items()
-        if name not in taken and sum(cell.lower() in (*_TRUE, *_FALSE) for cell in cells) * 2 > len(cells)
-    ]
+    names = []
+    for name, cells in table.columns.items():
+        filled = [cell.lower() in (*_TRUE, *_FALSE, *_UNKNOWN) for cell in cells if cell]
+        if name not in taken and sum(filled) * 2 > len(filled):
+            names.append(name)
     if len(names) < 2:
         raise ValueError(
-            f"{table.file}: no column `labels` (separated by {' '.join(_SEPARATORS)}) and no columns of 0 and 1, one "
+            f"{table.file}: no column `labels` (separated by {' '.join(SEPARATORS)}) and no columns of 0 and 1, one "
             f"per class: its columns are {', '.join(table.columns)}"
         )
     return names

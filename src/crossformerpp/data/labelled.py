@@ -11,7 +11,7 @@ from crossformerpp.data.names import printable
 from crossformerpp.data.objects import find_objects
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.split import Which
-from crossformerpp.data.tables import find_tables, open_table
+from crossformerpp.data.tables import find_tables, open_table, unusable_table
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
 
 Format = Literal["tars", "shards", "huggingface", "table", "folders"]
@@ -84,6 +84,8 @@ def open_labelled(
         raise ValueError(
             f"{root}: {other}, not images with a label each; `crossformer train objects` trains a detector on it"
         )
+    if found is None and (problem := unusable_table(root)) is not None:
+        raise ValueError(f"{problem}; nor are there class folders in {root}")
     return replace(open_folder(root, which, val_fraction, seed, class_names, pixels), found="class folders")
 
 

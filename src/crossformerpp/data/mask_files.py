@@ -18,6 +18,7 @@ IGNORED = -1  # what a pixel without a class reads as; it counts nowhere
 MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # formats that lose nothing
 MAX_CLASSES = np.iinfo(np.int16).max
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
+_OF_COLORS = ("P", "PA", "L", "LA", "1")  # that RGB holds without loss
 IGNORE_NAMES = ("ignore", "void", "unlabelled", "unlabeled")  # rows of a palette that are no class
 Color = tuple[int, int, int]
 
@@ -63,8 +64,8 @@ class MaskCode:
             raise ValueError(
                 f"{path}: the mask has {mask.width}x{mask.height} pixels, its image {size[0]}x{size[1]}"
             )
-        is_coloured = mask.mode in ("RGB", "RGBA") or (mask.mode == "P" and self.palette is not None)
-        if is_coloured:
+        # programs save masks of colours with one channel where all of their colours are grey
+        if mask.mode in ("RGB", "RGBA") or (self.palette is not None and mask.mode in _OF_COLORS):
             return self._from_colors(np.asarray(mask.convert("RGB")), path)
         if mask.mode in ("LA", "La", "PA"):  # grey or palette with transparency, which means nothing here
             mask = mask.getchannel(0)
@@ -142,6 +143,8 @@ def read_palette(path: Path) -> Palette:
         color = (red, green, blue)
         if not all(0 <= value <= 255 for value in color):
             raise ValueError(f"{path}, line {number}: colour {color} is not within 0 to 255")
+        if not name:
+            raise ValueError(f"{path}, line {number}: colour {color} has no name")
         if color in palette.colors + palette.ignored or name in palette.names:
             raise ValueError(f"{path}, line {number}: {name} {color} comes twice")
         if name.lower() in IGNORE_NAMES:

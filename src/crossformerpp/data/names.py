@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ def read_class_names(path: Path) -> list[str]:
     """Names of classes, one a line, from label 0 on; blank lines only at the end.
 
     Raises:
-        ValueError: As `read_text`; or a line is blank, which would shift the labels of those after it.
+        ValueError: As `read_text`; or a line is blank, which would shift the labels of those after it; or a name comes
+            twice.
     """
-    lines = [printable(line.strip()) for line in read_text(path).splitlines()]
+    lines = [printable(line.strip()) for line in re.split(r"\r\n|\n|\r", read_text(path))]
     while lines and not lines[-1]:
         lines.pop()
     if "" in lines:
@@ -117,4 +119,32 @@ def read_class_names(path: Path) -> list[str]:
         raise ValueError(
             f"{path}: line {number + 1} is blank, but names label {number}; write its name, or remove the line"
         )
+    if not lines:
+        raise ValueError(f"{path}: empty; write the names of the classes into it, one a line from label 0 on")
+    first: dict[str, int] = {}
+    for number, name in enumerate(lines, 1):
+        if (before := first.setdefault(name, number)) != number:
+            raise ValueError(
+                f"{path}: lines {before} and {number} have the same name, {name}; each label needs a name of its own"
+            )
     return lines
+
+
+def alike(names: Sequence[str]) -> list[str]:
+    """Pairs of names that differ in upper case alone, `Cat and cat`: one class in two spellings, mostly."""
+    first: dict[str, str] = {}
+    return [
+        f"{other} and {name}" for name in names if (other := first.setdefault(name.casefold(), name)) != name
+    ]
+
+
+def write_class_names(path: Path, names: Sequence[str]) -> None:
+    """The names as `read_class_names` reads them.
+
+    Raises:
+        ValueError: A name is empty or has spaces around it or a line break in it, so that it would be read otherwise.
+    """
+    for name in names:
+        if name != name.strip() or not name or "\n" in name or "\r" in name:
+            raise ValueError(f"the class {name!r} cannot be a line of {path.name}; rename it")
+    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from crossformerpp.data.files import find_files
+from crossformerpp.data.files import find_files, folder_named
 from crossformerpp.data.mask_files import (
     IGNORE_NAMES,
     MASK_EXTENSIONS,
@@ -22,6 +23,7 @@ from crossformerpp.data.split import split_folders
 _TABLES = ("palette.csv", "class_dict.csv", "classes.csv", "colors.csv", "colours.csv")
 _LABEL_MAP = "labelmap.txt"  # CVAT's
 _MOST_COLORS = 256
+_LOOKED_AT = 64  # masks of one channel, of which others could be in colour
 _NAME = re.compile(r"#[0-9a-f]{6}")
 
 
@@ -37,16 +39,15 @@ def find_palette(root: Path, trained: Sequence[str] | None = None) -> Palette | 
     Raises:
         ValueError: The table is damaged, or the masks have more colours than classes could be.
     """
-    first = next(iter(_masks(root)), None)
-    if first is None or not _has_colors(first):
-        return None
-    table = next((root / name for name in _TABLES if (root / name).is_file()), None)
-    if table is not None:
-        return read_palette(table)
-    if (root / _LABEL_MAP).is_file():
-        return _read_label_map(root / _LABEL_MAP)
+    in_color = (path for path in _sample(_masks(root)) if _mode(path) in ("RGB", "RGBA"))
+    first = next(in_color, None)
+    table = next((root / name for name in (*_TABLES, _LABEL_MAP) if (root / name).is_file()), None)
+    if table is not None and first is not None:
+        return _read_label_map(table) if table.name == _LABEL_MAP else read_palette(table)
     if trained is not None:
         return Palette(list(trained), colors_of(trained), []) if are_colors(trained) else None
+    if first is None or not (_has_colors(first) or any(map(_has_colors, in_color))):
+        return None
     if (root / "classes.txt").is_file():
         return None  # names without colours; reading the first mask says what is missing
     colors = _colors_in(root)
@@ -65,20 +66,34 @@ def colors_of(names: Sequence[str]) -> list[Color]:
 
 def _masks(root: Path) -> list[Path]:
     """The masks of training, or all where there are no splits."""
-    folder = root / "masks"
+    folder = folder_named(root, "masks")
     if not folder.is_dir():
         return []
     return find_files(split_folders(folder).get("train", folder), MASK_EXTENSIONS, Problems())
 
 
+def _sample(masks: list[Path]) -> list[Path]:
+    """All masks if the first is in RGB, though perhaps black; else some, for programs save black masks with one
+    channel where the others have three.
+    """
+    if not masks or _mode(masks[0]) in ("RGB", "RGBA"):
+        return masks
+    return masks[:: -(-len(masks) // _LOOKED_AT)]
+
+
+def _mode(mask: Path) -> str:
+    try:
+        with Image.open(mask) as image:
+            return image.mode
+    except Exception:  # said when it is read
+        return ""
+
+
 def _has_colors(mask: Path) -> bool:
     try:
-        image = open_mask(mask)
+        pixels = np.asarray(open_mask(mask))
     except ValueError:
         return False  # said when it is read
-    if image.mode not in ("RGB", "RGBA"):
-        return False
-    pixels = np.asarray(image)
     return not (pixels[..., :3] == pixels[..., :1]).all()
 
 

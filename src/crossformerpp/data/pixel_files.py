@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from crossformerpp.data.images import FORMATS, MAX_PIXELS, depth_of, is_cut_to_eight_bits, read_image
+from crossformerpp.data.images import FORMATS, MAX_PIXELS, depth_of, is_cut_to_eight_bits, read_image, upright
 from crossformerpp.data.pixels import PixelFormat, Pixels
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -196,7 +196,7 @@ def _of_pillow(source: str | Path | BinaryIO, name: str) -> np.ndarray:
         with _unlimited(), Image.open(source, formats=FORMATS) as image:
             is_cut = is_cut_to_eight_bits(image)
             image.load()
-            values = None if is_cut else _bands(ImageOps.exif_transpose(image), name)
+            values = None if is_cut else _bands(upright(image), name)
     except ValueError as error:
         raise ValueError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from None
     except Exception as error:  # Pillow's decoders answer broken files with errors of almost any type

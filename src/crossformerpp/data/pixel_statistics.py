@@ -100,10 +100,11 @@ def looked_for(root: Path) -> PixelFormat:
 def guess_channels(paths: Sequence[Any]) -> tuple[int | None, str | None]:
     """The channels of a data set's images, by some of them, None for RGB photographs; and what else could serve.
 
-    Photographs are RGB, grey or with transparency, of 8 bits; anything else is taken as it is.
+    Photographs are RGB, grey or with transparency, of 8 bits; where most images are something else, they are taken as
+    they are.
     """
-    found: Counter[int] = Counter()
-    are_photographs = True
+    photographs: Counter[int] = Counter()
+    others: Counter[int] = Counter()
     for number in sorted(
         {number * len(paths) // _LOOKED_AT for number in range(_LOOKED_AT)} if paths else ()
     ):
@@ -115,18 +116,15 @@ def guess_channels(paths: Sequence[Any]) -> tuple[int | None, str | None]:
         except ValueError:
             continue  # counted when it is its turn
         channels = values.shape[-1]
-        found[channels] += 1
         is_colour = channels in (1, 3) or (channels in (2, 4) and path.suffix.lower() in _ALPHA)
         is_cmyk = channels == 4 and path.suffix.lower() in (".jpg", ".jpeg")
-        are_photographs &= values.dtype == np.uint8 and (is_colour or is_cmyk) and path.suffix != ".npy"
-    if are_photographs or not found:
-        note = (
-            "every image is grey: --channels 1 shows what --set data.channels=1 needs"
-            if set(found) == {1}
-            else None
-        )
-        return None, note
-    return found.most_common(1)[0][0], None
+        is_photograph = values.dtype == np.uint8 and (is_colour or is_cmyk) and path.suffix != ".npy"
+        (photographs if is_photograph else others)[channels] += 1
+    if photographs.total() < others.total():
+        return others.most_common(1)[0][0], None
+    if set(photographs) == {1} and not others:
+        return None, "every image is grey: --channels 1 shows what --set data.channels=1 needs"
+    return None, None
 
 
 def _short(value: float) -> float | int:

@@ -18,7 +18,10 @@ class Problems:
         lines = []
         for kind, places in self.found.items():
             more = ", …" if len(places) > examples else ""
-            lines.append(f"{len(places)} × {kind} ({', '.join(places[:examples])}{more})")
+            named = ", ".join(places[:examples]).replace(
+                "\n", "\\n"
+            )  # names of files and classes hold anything
+            lines.append(f"{len(places)} × {kind} ({named}{more})")
         return lines
 
     def __str__(self) -> str:

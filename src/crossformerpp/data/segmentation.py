@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.data import ade20k
-from crossformerpp.data.files import find_files, warn_left_out
+from crossformerpp.data.files import find_files, folder_named, warn_left_out
 from crossformerpp.data.images import IMAGE_EXTENSIONS, UnusableImageError
 from crossformerpp.data.mask_files import (
     IGNORED,
@@ -135,7 +135,7 @@ def open_folder(
         raise ValueError(f"data.mask_values has {len(values)} values for {len(names)} classes")
     code = MaskCode(len(names), ignore_value, palette=table, values=None if values is None else tuple(values))
     found = "index masks" if table is None else f"masks of {len(table.names)} colours"
-    images, masks = root / "images", root / "masks"
+    images, masks = folder_named(root, "images"), folder_named(root, "masks")
     described: dict[str, Any] = {"found": found, "pixels": pixels}
     for folder in (images, masks):
         if not folder.is_dir():
@@ -195,7 +195,7 @@ def lost_class(source: MaskedImages, pixels: np.ndarray, ignored: int) -> str | 
 
 def has_masks(root: Path) -> bool:
     """Whether a folder is one for segmentation."""
-    return is_ade20k(root) or (root / "masks").is_dir()
+    return is_ade20k(root) or folder_named(root, "masks").is_dir()
 
 
 def open_splits(
@@ -216,7 +216,8 @@ def open_splits(
             if (root / "images" / _ADE_SPLITS[which]).is_dir():
                 yield which, open_ade20k(root, which)
         return
-    halves = split_folders(root / "images") if (root / "images").is_dir() else {}
+    images = folder_named(root, "images")
+    halves = split_folders(images) if images.is_dir() else {}
     trained = None
     for which in halves or [_WHOLE]:
         options: dict[str, Any] = {"palette": palette, "ignore_value": ignore_value, "values": values}
@@ -294,6 +295,11 @@ def _assemble(
         warnings.warn(
             f"{len(pairs.without_mask)} of {len(pairs.found) + len(pairs.without_mask)} images have no mask "
             f"and are left out, the first is {pairs.without_mask[0]}",
+            stacklevel=3,
+        )
+    if pairs.without_image:
+        warnings.warn(
+            f"{len(pairs.without_image)} masks have no image and are left out, the first is {pairs.without_image[0]}",
             stacklevel=3,
         )
     return MaskedImages(

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import json
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ PATH_NAMES = (
     "image_id",
 )
 LABEL_NAMES = ("label", "class", "class_name", "category", "target", "labels", "y")
+SEPARATORS = (";", "|", ",")  # of several labels in a cell
 SPLIT_NAMES = ("split", "subset", "set", "fold", "partition")
 
 
@@ -95,8 +99,10 @@ def _read_table(file: Path, limit: int | None) -> Table:
 
 def _read_csv(file: Path, limit: int | None) -> tuple[list[str], list[list[str]], list[int]]:
     text = read_text(file)
-    heading = text.partition("\n")[0]
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else max(",;\t", key=heading.count)
+    heading = text.lstrip().partition("\n")[0]
+    told = re.fullmatch(r"sep=(.)\s*", heading, re.IGNORECASE)  # as Excel writes it
+    by_name = "\t" if file.suffix.lower() == ".tsv" else max(",;\t|", key=heading.count)
+    delimiter = told[1] if told else by_name
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -109,6 +115,8 @@ def _read_csv(file: Path, limit: int | None) -> tuple[list[str], list[list[str]]
                 break
     except csv.Error as error:
         raise ValueError(f"{file}, line {reader.line_num}: unreadable ({error})") from None
+    if told:
+        rows, lines = rows[1:], lines[1:]
     if not rows:
         raise ValueError(f"{file}: an empty table")
     has_heading = not any(map(names_image, rows[0]))
@@ -117,6 +125,9 @@ def _read_csv(file: Path, limit: int | None) -> tuple[list[str], list[list[str]]
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(names) and limit is None:
             raise ValueError(f"{file}, line {line}: {len(row)} cells, but the first line has {len(names)}")
+    kept = [n for n, name in enumerate(names) if name or any(row[n : n + 1] != [""] for row in rows)]
+    # without columns of neither name nor values, as spreadsheets leave them
+    names, *rows = ([row[n] for n in kept if n < len(row)] for row in (names, *rows))
     return names, rows, lines
 
 
@@ -151,7 +162,10 @@ def _is_text(kind: Any, types: Any) -> bool:
 
 
 def _as_text(value: Any) -> str:
-    """Of a cell; a list as ;-separated."""
+    """Of a cell; a list as ;-separated, or as JSON where a separator is part of a text."""
     if isinstance(value, list):
-        return ";".join(map(_as_text, value))
-    return "" if value is None else str(value)
+        texts = [_as_text(one) for one in value]
+        is_plain = not any(separator in text for text in texts for separator in SEPARATORS)
+        return ";".join(texts) if is_plain else json.dumps(texts)
+    is_number = not (isinstance(value, float) and math.isnan(value))
+    return str(value) if value is not None and is_number else ""

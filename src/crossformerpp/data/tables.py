@@ -16,7 +16,7 @@ from typing import Any
 from crossformerpp.data.classification import Files, LabelledImages, Names, draw_split, relabel
 from crossformerpp.data.coco_images import Finder
 from crossformerpp.data.files import is_hidden
-from crossformerpp.data.names import printable
+from crossformerpp.data.names import alike, printable
 from crossformerpp.data.pixels import PIXEL_EXTENSIONS
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which, split_named
@@ -89,6 +89,18 @@ def require_tables(root: Path) -> dict[Which | None, Path]:
     return tables
 
 
+def unusable_table(root: Path) -> str | None:
+    """Why the first table in a folder is none of images; None: there is no table."""
+    files = sorted(root.iterdir()) if root.is_dir() else []
+    for file in files:
+        if file.suffix.lower() in TABLE_EXTENSIONS and file.is_file() and not is_hidden(file.name):
+            try:
+                return _without_paths(read_table(file))
+            except ValueError as error:
+                return str(error)
+    return None
+
+
 def read_rows(file: Path, label_of: Callable[[Table], Sequence[str]] | None = None) -> LabelledRows:
     """The rows that can be used, of a table of labelled images.
 
@@ -101,9 +113,7 @@ def read_rows(file: Path, label_of: Callable[[Table], Sequence[str]] | None = No
     table = read_table(file)
     column = table.path_column
     if column is None:
-        raise ValueError(
-            f"{file}: no column of image paths; name it one of {', '.join(PATH_NAMES[:4])}: {_columns(table)}"
-        )
+        raise ValueError(_without_paths(table))
     labels = label_of(table) if label_of is not None else table.columns[_label_column(table, column)]
     splits = _splits(table)
     problems = Problems()
@@ -166,6 +176,13 @@ def open_table(
             f"{error} ({len(strange)} rows: {', '.join(strange[:3])}); label training images so, or remove these rows"
         ) from None
     paths = [rows.paths[place] for place in keep]
+    others = set() if which == "train" or "train" not in read else set(read["train"].paths)
+    if shared := [path for path in paths if path in others]:
+        warnings.warn(
+            f"{rows.table.file}: {len(shared)} of its images are training images, too, so that its figures flatter: "
+            f"{', '.join(map(printable, shared[:3]))}",
+            stacklevel=2,
+        )
     is_drawn = None in read and rows.splits is None and which != "test"
     if is_drawn:
         half = draw_split(labels, val_fraction, seed, wanted, root)[which]
@@ -196,7 +213,7 @@ def read_single_labels(file: Path) -> LabelledRows:
     if conflicts:
         raise ValueError(
             f"{file}: {len(conflicts)} images have two labels ({'; '.join(conflicts[:3])}); leave one label each, or "
-            "pass --set multi_label=true"
+            "pass --set multi_label=true (`data check`: --multi-label)"
         )
     if rows.problems.found:
         warnings.warn(f"{printable(str(file))}: left out {'; '.join(rows.problems.lines())}", stacklevel=2)
@@ -221,6 +238,7 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
     names = sorted({rows.labels[place] for place in keep}, key=_by_number)
     if len(names) < 2:
         raise ValueError(f"{rows.table.file}: a single class ({names[0]}); at least two are needed")
+    warn_of_case(rows.table.file, names)
     if lists := [name for name in names if ";" in name or "|" in name]:
         warnings.warn(
             f"{rows.table.file}: the class {lists[0]} reads like several labels; if so, pass --set multi_label=true",
@@ -315,6 +333,18 @@ def _find(finders: list[Finder], name: str) -> Path | None:
             if finder.is_there(path):
                 return path
     return None
+
+
+def _without_paths(table: Table) -> str:
+    wanted = ", ".join(PATH_NAMES[:4])
+    return f"{table.file}: no column of image paths; name it one of {wanted}: {_columns(table)}"
+
+
+def warn_of_case(file: Path, names: Sequence[str]) -> None:
+    """Warn of classes that are written in two ways."""
+    if pairs := alike(names):
+        text = "; ".join(pairs[:3])
+        warnings.warn(f"{file}: classes that differ in upper case alone: {text}; are they one?", stacklevel=3)
 
 
 def _columns(table: Table) -> str:

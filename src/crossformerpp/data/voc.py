@@ -8,17 +8,19 @@ taken as they are. Objects marked difficult are not trained on and not counted a
 """
 
 import re
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 
 from crossformerpp.data.coco import CocoSet, Half, read_page
 from crossformerpp.data.coco_images import Finder
-from crossformerpp.data.files import find_folders, is_hidden
+from crossformerpp.data.files import find_files, find_folders, is_hidden
 from crossformerpp.data.images import IMAGE_EXTENSIONS, upright_size
-from crossformerpp.data.names import printable, read_class_names, read_text
+from crossformerpp.data.names import alike, printable, read_class_names, read_text
 from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import split_folders
 
@@ -36,7 +38,7 @@ class VocSet:
     Attributes:
         root: What all paths are relative to.
         pairs: (annotations, images) folders, by "train" and "val"; under "all" where lists or nobody tell splits.
-        lists: Names of the images of each split.
+        lists: The lines that name the images of each split, "test" among them.
     """
 
     root: Path
@@ -51,7 +53,8 @@ class VocSet:
     @property
     def is_split(self) -> bool:
         """Whether it has a validation split of its own."""
-        return {"train", "val"} <= {*self.pairs, *self.lists}
+        splits = {*self.pairs, *self.lists}
+        return "train" in splits and bool(splits & {"val", "test"})
 
 
 def find_voc(root: Path) -> VocSet | None:
@@ -82,28 +85,32 @@ def read_voc(
     Raises:
         ValueError: As `coco.read_coco`; or there is no such split.
     """
-    problems, refused = Problems(), Problems()
+    problems, refused, notes = Problems(), Problems(), Problems()
     listed = found.root / "classes.txt"
     if class_names is None and listed.is_file():
         class_names = read_class_names(listed)
     images: list[dict[str, Any]] = []
     finders: dict[Path, Finder] = {}
     objects: list[dict[str, Any]] = []
-    for file, folder in _files(found, half, problems):
+    for file, below, folder in _files(found, half, problems, notes):
         where = printable(file.relative_to(found.root).as_posix())
         tree = _parse(file, where, problems)
         if tree is None:
             continue
-        entry = _image(tree, file, finders.setdefault(folder, Finder(folder)), found.root, where, problems)
+        place = _Place(file, below, finders.setdefault(folder, Finder(folder)), found.root, where)
+        entry = _image(tree, place, problems, notes)
         if entry is None:
             continue
         images.append({"id": len(images) + 1, **entry})
         objects += [{"image_id": len(images), **it} for it in _objects(tree, file, where, problems)]
     if not images:
-        raise ValueError(f"{found.source}: no image can be used ({problems or 'no XML files'})")
+        reason = str(problems) or (f"the list of {half} is empty" if half in found.lists else "no XML files")
+        raise ValueError(f"{found.source}: no image can be used ({reason})")
     names = list(class_names) if class_names is not None else sorted({it["name"] for it in objects})
     if not names:
         raise ValueError(f"{found.source}: no objects in {len(images)} annotation files")
+    for pair in alike(names):
+        notes.add("two classes that differ in upper case alone (are they one?)", pair)
     numbers = {name: number for number, name in enumerate(names)}
     for it in objects:
         it["category_id"] = numbers.get(it.pop("name"), None if class_names is None else -1)
@@ -116,11 +123,12 @@ def read_voc(
     }
     coco = read_page(page, found.source, found.root, with_masks=with_masks, problems=problems)
     coco.refused.found.update(refused.found)
+    coco.notes.found.update(notes.found)
     return coco
 
 
 def _look(root: Path) -> VocSet | None:
-    annotations = next((root / name for name in _ANNOTATIONS if _has_xml(root / name)), None)
+    annotations = next((root / name for name in _ANNOTATIONS if _xml_files(root / name, Problems())), None)
     if annotations is not None:
         images = next((root / name for name in _IMAGES if (root / name).is_dir()), annotations)
         return VocSet(root, {"all": (annotations, images)}, _lists(root))
@@ -132,44 +140,100 @@ def _look(root: Path) -> VocSet | None:
 
 
 def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and any(not is_hidden(path.name) for path in folder.glob("*.xml"))
+    files = folder.iterdir() if folder.is_dir() else ()
+    return any(
+        path.suffix.lower() == ".xml" and not is_hidden(path.name) and _describes_image(path)
+        for path in files
+    )
+
+
+def _describes_image(file: Path) -> bool:
+    """Whether an XML file begins as one of Pascal VOC's does, in any encoding."""
+    try:
+        with file.open("rb") as content:
+            return b"<annotation" in content.read(4096).replace(b"\0", b"")
+    except OSError:
+        return True  # said when it is read
+
+
+def _xml_files(folder: Path, left_out: Problems) -> list[Path]:
+    """All below a folder; other files are of no interest, for images may lie beside them."""
+    others = Problems()
+    files = find_files(folder, (".xml",), others) if folder.is_dir() else []
+    for kind, places in others.found.items():
+        if not kind.startswith(".") and kind != "file without an extension":
+            left_out.found[kind] += places
+    return files
 
 
 def _lists(root: Path) -> dict[str, list[str]]:
     lists = {}
-    for split, names in (("train", ("train",)), ("val", ("val", "valid", "test"))):
-        for folder in ("ImageSets/Main", "ImageSets"):
-            file = next(
-                (root / folder / f"{n}.txt" for n in names if (root / folder / f"{n}.txt").is_file()), None
-            )
-            if file is not None:
-                lines = [line.split() for line in read_text(file).splitlines()]
-                lists[split] = [cells[0] for cells in lines if cells]
-                break
+    for split, names in (("train", ("train",)), ("val", ("val", "valid")), ("test", ("test",))):
+        files = [
+            root / folder / f"{name}.txt" for folder in ("ImageSets/Main", "ImageSets") for name in names
+        ]
+        file = next((file for file in files if file.is_file()), None)
+        if file is not None:
+            lists[split] = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     return lists
 
 
-def _files(found: VocSet, half: Half | None, problems: Problems) -> list[tuple[Path, Path]]:
-    """(annotation file, folder of images) of each image."""
-    if half is not None and half in found.lists:
+def _files(
+    found: VocSet, half: Half | None, problems: Problems, notes: Problems
+) -> list[tuple[Path, Path, Path]]:
+    """(annotation file, folder of annotations, folder of images) of each image."""
+    split = "test" if half == "val" and "val" not in found.lists and "test" in found.lists else half
+    if split != half:
+        warnings.warn(
+            f"{found.source}: no val.txt; the images of test.txt are used for validation", stacklevel=4
+        )
+    if split is not None and split in found.lists:
         annotations, images = found.pairs["all"]
-        files = []
-        for name in found.lists[half]:
-            file = annotations / f"{Path(name).name}.xml"
-            if file.is_file():
-                files.append((file, images))
-            else:
-                problems.add(f"name in ImageSets without {annotations.name}/NAME.xml", printable(name))
-        return files
+        files = _listed(found.lists[split], _xml_files(annotations, problems), annotations, problems)
+        others = set(found.lists["train"]) if split != "train" and "train" in found.lists else set()
+        for name in others.intersection(found.lists[split]):
+            notes.add("image of training and validation, so that its figures flatter", printable(name))
+        return [(file, annotations, images) for file in files]
     if half is not None and "all" not in found.pairs and half not in found.pairs:
         raise ValueError(f"{found.root}: no {half} annotations beside {next(iter(found.pairs))}/")
-    pairs = [pair for split, pair in found.pairs.items() if half is None or split in (half, "all")]
-    return [
-        (file, images)
-        for folder, images in pairs
-        for file in sorted(folder.glob("*.xml"))
-        if not is_hidden(file.name)
-    ]
+    for name in found.lists:
+        notes.add(
+            "list in ImageSets without that of the other split: all annotated images are used", f"{name}.txt"
+        )
+    all_of_them = []
+    for annotations, images in (
+        pair for key, pair in found.pairs.items() if half is None or key in (half, "all")
+    ):
+        files = _xml_files(annotations, problems)
+        all_of_them += [(file, annotations, images) for file in files]
+        stems = {printable(file.stem) for file in files}
+        for image in find_files(images, IMAGE_EXTENSIONS, Problems()):
+            if printable(image.stem) not in stems:
+                notes.add("image without an annotation file (it is left out)", printable(image.name))
+    return all_of_them
+
+
+def _listed(lines: list[str], files: list[Path], annotations: Path, problems: Problems) -> list[Path]:
+    """The annotation files that lines of a list name: by path or name, with an extension or without."""
+    known = {printable(file.stem): file for file in reversed(files)}
+    known |= {printable(file.relative_to(annotations).with_suffix("").as_posix()): file for file in files}
+    chosen: dict[Path, None] = {}
+    for line in lines:
+        first = line.split()[0]  # VOC's lists of a class go on with 1 or -1
+        file = next(
+            (known[name] for text in (line, first) for name in _spellings(text) if name in known), None
+        )
+        if file is None:
+            problems.add(f"name in ImageSets without {annotations.name}/NAME.xml", printable(line))
+        else:
+            chosen[file] = None
+    return list(chosen)
+
+
+def _spellings(text: str) -> list[str]:
+    path = PurePosixPath(printable(text).replace("\\", "/"))
+    whole = [path, path.with_suffix("")] if path.suffix.lower() in (".xml", *IMAGE_EXTENSIONS) else [path]
+    return [str(one) for one in whole] + [one.name for one in whole]
 
 
 def _parse(file: Path, where: str, problems: Problems) -> ElementTree.Element | None:
@@ -190,31 +254,55 @@ def _parse(file: Path, where: str, problems: Problems) -> ElementTree.Element | 
     return tree
 
 
+@dataclass(frozen=True)
+class _Place:
+    """An annotation file, the folder that it lies below, and where its image is looked for."""
+
+    file: Path
+    below: Path
+    finder: Finder
+    root: Path
+    where: str
+
+
 def _image(
-    tree: ElementTree.Element, file: Path, finder: Finder, root: Path, where: str, problems: Problems
+    tree: ElementTree.Element, place: _Place, problems: Problems, notes: Problems
 ) -> dict[str, Any] | None:
-    """file_name, width and height; the name in the file, or else the file's own, is looked for."""
-    path = _find(finder, [Path((tree.findtext("filename") or "").replace("\\", "/")).name, file.stem])
+    """file_name, width and height of the image of the file's own name, or else of the name in it."""
+    given = Path((tree.findtext("filename") or "").replace("\\", "/")).name
+    own, inside = place.file.stem, place.file.parent.relative_to(place.below)
+    if printable(Path(given).stem) == printable(own):  # perhaps of several images of this stem
+        path = _find(place.finder, [str(inside / given), str(inside / own), given, own])
+    else:
+        path = _find(place.finder, [str(inside / own), own])
+        other = _find(place.finder, [str(inside / given), given] if given else [])
+        if path is not None and other is not None:
+            notes.add(
+                "annotation file with another image's <filename> (the image of its own name is used)",
+                f"{place.where}: {printable(given)}",
+            )
+        path = path or other
     if path is None:
-        problems.add("missing image", f"{where}: {printable(tree.findtext('filename') or file.stem)}")
+        problems.add("missing image", f"{place.where}: {printable(given or own)}")
         return None
     width, height = (_whole(tree.findtext(f"size/{side}")) for side in ("width", "height"))
     if not width or not height:
         try:
             width, height = upright_size(path)
         except ValueError as error:
-            problems.add("unreadable image", f"{where}: {str(error).rpartition(': ')[2]}")
+            problems.add("unreadable image", f"{place.where}: {str(error).rpartition(': ')[2]}")
             return None
-    return {"file_name": path.relative_to(root).as_posix(), "width": width, "height": height}
+    return {"file_name": path.relative_to(place.root).as_posix(), "width": width, "height": height}
 
 
 def _find(finder: Finder, names: list[str]) -> Path | None:
     """The first image of one of these names, with its extension or with any."""
     for name in filter(None, names):
-        stem = Path(name).stem if Path(name).suffix.lower() in IMAGE_EXTENSIONS else name
+        stem = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in IMAGE_EXTENSIONS else name
         for one in dict.fromkeys([name, *(f"{stem}{ending}" for ending in IMAGE_EXTENSIONS)]):
-            if Path(one).suffix.lower() in IMAGE_EXTENSIONS and finder.is_there(path := finder.find(one)):
-                return path
+            with suppress(ValueError):  # it leads out of the folder
+                if Path(one).suffix.lower() in IMAGE_EXTENSIONS and finder.is_there(path := finder.find(one)):
+                    return path
     return None
 
 

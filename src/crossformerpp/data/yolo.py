@@ -12,12 +12,12 @@ without objects.
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crossformerpp.data.coco import CocoSet, Half, read_page
-from crossformerpp.data.files import find_files, is_hidden
+from crossformerpp.data.files import find_files, folder_named, is_hidden
 from crossformerpp.data.images import IMAGE_EXTENSIONS, upright_size
 from crossformerpp.data.names import printable, read_text
 from crossformerpp.data.problems import Problems
@@ -26,6 +26,10 @@ from crossformerpp.data.yolo_page import YoloSet
 NOT_SHARES = (
     "line whose coordinates are not shares of the image from 0 to 1: divide x and width by the image's width, y and "
     "height by its height"
+)
+NOT_CENTRES = (
+    "line that looks like the corners x1 y1 x2 y2, as all boxes do: write the centre and the size, "
+    "`class x y width height`"
 )
 WRONG_CLASS = "line with a class that has no name: number the classes from 0, or add it to the names"
 WRONG_LINE = "line that is neither `class x y width height` nor `class` and a polygon"
@@ -45,44 +49,68 @@ def read_yolo(
         raise ValueError(
             f"{found.source}: unknown class {', '.join(strange)}; the model knows {', '.join(class_names or ())}"
         )
-    problems, refused, notes = Problems(), Problems(), Problems()
-    images: list[dict[str, Any]] = []
-    seen = 0
-    annotations: list[dict[str, Any]] = []
+    page, problems = _Page(found, _LabelFiles(found.root)), Problems()
     for path in _images(found, half, problems):
-        file = _label_file(path, found.root)
-        name = path.relative_to(found.root).as_posix()
-        try:
-            width, height = upright_size(path)
-        except ValueError as error:
-            problems.add("unreadable image", f"{printable(name)}: {str(error).rpartition(': ')[2]}")
-            continue
-        number = len(images) + 1
-        images.append({"id": number, "file_name": name, "width": width, "height": height})
-        if file is None:
-            notes.add("image without a label file (it counts as one without objects)", printable(name))
-            continue
-        seen += 1
-        where = printable(file.relative_to(found.root).as_posix())
-        reader = _Lines(
-            where, len(found.class_names), (width, height), found.has_keypoints, problems, refused
-        )
-        annotations += [{"image_id": number, **entry} for entry in reader.read(file)]
-    if images and not seen:
+        page.add(path, problems)
+    images, annotations = page.images, page.annotations
+    if images and not page.owners:
         raise ValueError(
             f"{found.source}: none of {len(images)} images has a label file; for {images[0]['file_name']} expected "
             f"{_wanted(found.root / images[0]['file_name'], found.root).relative_to(found.root)}"
         )
-    for stray in _strays(found.root, [found.root / image["file_name"] for image in images]):
+    for where in _corners(annotations):
+        page.refused.add(NOT_CENTRES, where)
+    for stray in page.labels.strays():
         problems.add("label file without an image", stray)
     categories = [{"id": number, "name": name} for number, name in enumerate(found.class_names)]
-    page = {"images": images, "annotations": annotations, "categories": categories}
-    coco = read_page(
-        page, found.source, found.root, class_names=class_names, with_masks=with_masks, problems=problems
-    )
-    coco.refused.found.update(refused.found)
-    coco.notes.found.update(notes.found)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    options: dict[str, Any] = {"class_names": class_names, "with_masks": with_masks, "problems": problems}
+    coco = read_page(content, found.source, found.root, **options)
+    coco.refused.found.update(page.refused.found)
+    coco.notes.found.update(page.notes.found)
     return coco
+
+
+@dataclass
+class _Page:
+    """COCO's page, image by image.
+
+    Attributes:
+        owners: The first image of each label file.
+    """
+
+    found: YoloSet
+    labels: "_LabelFiles"
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    owners: dict[Path, str] = field(default_factory=dict)
+    refused: Problems = field(default_factory=Problems)
+    notes: Problems = field(default_factory=Problems)
+
+    def add(self, path: Path, problems: Problems) -> None:
+        """An image and its objects, if both can be read."""
+        found, file = self.found, self.labels.of(path)
+        name = path.relative_to(found.root).as_posix()
+        try:
+            size = upright_size(path)
+        except ValueError as error:
+            problems.add("unreadable image", f"{printable(name)}: {str(error).rpartition(': ')[2]}")
+            return
+        entry = {"id": len(self.images) + 1, "file_name": name, "width": size[0], "height": size[1]}
+        if file is None:
+            self.images.append(entry)
+            kind = "image without a label file (it counts as one without objects)"
+            self.notes.add(kind, printable(name))
+            return
+        if (other := self.owners.setdefault(file, name)) != name:
+            kind = "images of one name and one label file (the same objects for each)"
+            self.notes.add(kind, printable(f"{other}, {name}"))
+        where = printable(file.relative_to(found.root).as_posix())
+        reader = _Lines(where, len(found.class_names), size, found.has_keypoints, problems, self.refused)
+        things = reader.read(file)
+        if things is not None:
+            self.images.append(entry)
+            self.annotations += [{"image_id": entry["id"], **thing} for thing in things]
 
 
 @dataclass(frozen=True)
@@ -96,12 +124,13 @@ class _Lines:
     problems: Problems
     refused: Problems
 
-    def read(self, file: Path) -> list[dict[str, Any]]:
+    def read(self, file: Path) -> list[dict[str, Any]] | None:
+        """What a file holds; None: it cannot be read."""
         try:
             lines = read_text(file).splitlines()
         except ValueError as error:
-            self.problems.add("unreadable label file", str(error))
-            return []
+            self.problems.add("unreadable label file (its image is left out)", str(error))
+            return None
         entries = [
             self._read(line.split(), f"{self.where}:{n}") for n, line in enumerate(lines, 1) if line.strip()
         ]
@@ -128,11 +157,24 @@ class _Lines:
         width, height = self.size
         if len(values) == 4:
             x, y, w, h = values
+            entry["line"] = values
             return entry | {"bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]}
         xs, ys = ([value * side for value in values[start::2]] for start, side in ((0, width), (1, height)))
         polygon = [value for point in zip(xs, ys, strict=True) for value in point]
         box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
         return entry | {"bbox": box, "segmentation": [polygon], "area": _area(xs, ys)}
+
+
+def _corners(annotations: list[dict[str, Any]]) -> list[str]:
+    """Where boxes are that leave the image, if all would make sense as corners: lines of another format."""
+    lines = [(entry["id"], *entry.pop("line")) for entry in annotations if "line" in entry]
+    outside = [
+        where
+        for where, x, y, w, h in lines
+        if min(x - w / 2, y - h / 2) < -_SLACK or max(x + w / 2, y + h / 2) > 1 + _SLACK
+    ]
+    are_corners = all(w > x and h > y for _, x, y, w, h in lines)
+    return outside if are_corners and 3 * len(outside) > len(lines) > 2 else []
 
 
 def _numbers(cells: list[str]) -> list[float] | None:
@@ -199,28 +241,44 @@ def _wanted(image: Path, root: Path) -> Path:
     """Where the labels of an image belong: labels/ in the place of the last images/ of its path, else beside it."""
     parts = list(image.relative_to(root).parts[:-1])
     for number in reversed(range(len(parts))):
-        if parts[number] == "images":
-            parts[number] = "labels"
+        if parts[number].lower() == "images":
+            parts[number] = folder_named(root.joinpath(*parts[:number]), "labels").name
             break
     return root.joinpath(*parts, f"{image.stem}.txt")
 
 
-def _label_file(image: Path, root: Path) -> Path | None:
-    return next((file for file in (_wanted(image, root), image.with_suffix(".txt")) if file.is_file()), None)
+class _LabelFiles:
+    """The label files in folders, by the stems of their names, which Macs write differently in file and annotations."""
 
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.listings: dict[Path, dict[str, Path]] = {}
+        self.pictures: dict[Path, Path] = {}  # folder of labels -> folder of its images
 
-def _strays(root: Path, images: list[Path]) -> list[str]:
-    """Label files where those of the images are that belong to no image file."""
-    folders = {_wanted(image, root).parent: image.parent for image in images}
-    strays = []
-    for labels, pictures in folders.items():
-        if not labels.is_dir():
-            continue
-        stems = {path.stem for path in pictures.iterdir() if path.suffix.lower() in IMAGE_EXTENSIONS}
-        files = [
-            file
-            for file in sorted(labels.glob("*.txt"))
-            if file.stem not in stems and not is_hidden(file.name)
-        ]
-        strays += [file for file in files if file.stem not in ("classes", "train", "val", "test", "README")]
-    return [printable(file.relative_to(root).as_posix()) for file in strays]
+    def of(self, image: Path) -> Path | None:
+        """The label file of an image, in the folder of labels or beside it."""
+        folder = _wanted(image, self.root).parent
+        self.pictures[folder] = image.parent
+        found = (self._listing(place).get(printable(image.stem)) for place in (folder, image.parent))
+        return next(filter(None, found), None)
+
+    def strays(self) -> list[str]:
+        """Those where the images' are that belong to no image file."""
+        strays: list[Path] = []
+        for labels, pictures in self.pictures.items():
+            stems = {
+                printable(one.stem) for one in pictures.iterdir() if one.suffix.lower() in IMAGE_EXTENSIONS
+            }
+            others = {*stems, "classes", "train", "val", "test", "README"}
+            strays += [file for stem, file in self._listing(labels).items() if stem not in others]
+        return [printable(file.relative_to(self.root).as_posix()) for file in strays]
+
+    def _listing(self, folder: Path) -> dict[str, Path]:
+        if folder not in self.listings:
+            files = sorted(folder.iterdir()) if folder.is_dir() else ()
+            self.listings[folder] = {
+                printable(file.stem): file
+                for file in files
+                if file.suffix.lower() == ".txt" and not is_hidden(file.name)
+            }
+        return self.listings[folder]

@@ -7,14 +7,28 @@ from typing import Any
 
 import yaml
 
-from crossformerpp.data.files import find_loose_files
+from crossformerpp.data.coco_values import whole
+from crossformerpp.data.files import find_loose_files, folder_named
 from crossformerpp.data.images import IMAGE_EXTENSIONS
 from crossformerpp.data.names import printable, read_class_names, read_text
 from crossformerpp.data.split import split_folders
 
 _NAMES_FILES = ("classes.txt", "labels/classes.txt", "obj.names", "data/obj.names")
 _PAGES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NULL = ("", "~", "null")
 _SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class _Loader(yaml.BaseLoader):
+    """YAML whose values are all text, for `no`, `010` and `1:30` are names of classes; no key may come twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 @dataclass(frozen=True)
@@ -58,10 +72,8 @@ def find_yolo(root: Path) -> Path | None:
         )
     if others:
         return others[0]
-    labels = root / "labels"
-    has_labels = (
-        labels.is_dir() and (root / "images").is_dir() and next(labels.rglob("*.txt"), None) is not None
-    )
+    labels, images = folder_named(root, "labels"), folder_named(root, "images")
+    has_labels = labels.is_dir() and images.is_dir() and next(labels.rglob("*.txt"), None) is not None
     return root if has_labels else None
 
 
@@ -87,13 +99,16 @@ def open_yolo(root: Path) -> YoloSet:
             ]
     if not splits:
         raise ValueError(f"{source}: names neither train nor val images")
-    if splits.get("val") is not None and splits.get("val") == splits.get("train"):
+    train = set(splits.get("train", ()))
+    if shared := [place for place in splits.get("val", ()) if train & {place, *place.parents}]:
         warnings.warn(
-            f"{source}: train and val are the same images, so that no figure says anything", stacklevel=2
+            f"{source}: train holds the images of val, too ({printable(str(shared[0]))}), so that no figure says "
+            "anything",
+            stacklevel=2,
         )
     if set(splits) == {"train"}:
         splits = {"all": splits["train"]}
-    return YoloSet(folder, source, names, splits, has_keypoints=page.get("kpt_shape") is not None)
+    return YoloSet(folder, source, names, splits, has_keypoints="kpt_shape" in page)
 
 
 def _without_page(root: Path) -> YoloSet:
@@ -103,12 +118,13 @@ def _without_page(root: Path) -> YoloSet:
             f"{root}: labels of YOLO's format without the names of the classes; write {root}/classes.txt, one a line "
             "from class 0 on, or data.yaml with names, train and val"
         )
-    halves = split_folders(root / "images")
-    loose = find_loose_files(root / "images", IMAGE_EXTENSIONS)
+    images = folder_named(root, "images")
+    halves = split_folders(images)
+    loose = find_loose_files(images, IMAGE_EXTENSIONS)
     splits = {str(which): [folder] for which, folder in halves.items()}
     if loose or not {"train", "val"} <= set(splits):
-        splits = {"all": [root / "images"]}
-    return YoloSet(root, root / "labels", read_class_names(file), splits)
+        splits = {"all": [images]}
+    return YoloSet(root, folder_named(root, "labels"), read_class_names(file), splits)
 
 
 def _describes(file: Path) -> bool:
@@ -121,32 +137,34 @@ def _describes(file: Path) -> bool:
 
 def _read_page(file: Path) -> dict[str, Any]:
     try:
-        page = yaml.safe_load(read_text(file))
+        page = yaml.load(read_text(file), Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{file}{line}: not readable as YAML") from None
+        reason = getattr(error, "problem", None) or "nested too deeply"
+        raise ValueError(f"{file}{line}: not readable as YAML ({reason})") from None
     if not isinstance(page, dict):
         raise ValueError(f"{file}: expected keys such as train, val and names")
-    return page
+    return {key: value for key, value in page.items() if value not in _NULL}
 
 
 def _names(page: dict[str, Any], file: Path) -> list[str]:
     names = page.get("names")
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        numbered = {whole(number): name for number, name in names.items()}
+        if numbered.keys() != set(range(len(names))):
             raise ValueError(
-                f"{file}: names must number the classes 0, 1, …, {len(names) - 1}, not {list(names)[:9]}"
+                f"{file}: names must number the classes 0, 1, …, {len(names) - 1}, not {', '.join(list(names)[:9])}"
             )
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        names = [numbered[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{file}: no names of classes; write names: [cat, dog]")
+    if "" in names:
+        raise ValueError(f"{file}: class {names.index('')} has an empty name; write its name")
     count = page.get("nc")
-    if count is not None and count != len(names):
-        raise ValueError(
-            f"{file}: nc is {count}, but there are {len(names)} names ({', '.join(map(str, names[:6]))})"
-        )
-    return [printable(str(name)) for name in names]
+    if count is not None and whole(count) != len(names):
+        raise ValueError(f"{file}: nc is {count}, but there are {len(names)} names ({', '.join(names[:6])})")
+    return [printable(name) for name in names]
 
 
 def _root(page: dict[str, Any], file: Path) -> Path:

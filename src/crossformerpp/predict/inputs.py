@@ -142,6 +142,8 @@ def _files(inputs: Sequence[str | Path], extensions: tuple[str, ...]) -> Iterato
     for given in inputs:
         path = Path(given)
         text = str(given)
+        if not text:  # of a shell's variable that is not set; as a path it is the current folder
+            raise ValueError("'': no such image or folder")
         if path.is_dir():
             yield from _search(path, extensions)
         elif path.exists():
