@@ -21,8 +21,8 @@ from crossformerpp.data.split import Split
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.load import load_recipe
 from crossformerpp.tasks.classification import Classification, eval_transform, train_transform
-from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.classification import module as classification
+from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from crossformerpp.tasks.classification.module import ClassificationModule, Predictions
 from crossformerpp.tasks.classification.predictor import readable
 from crossformerpp.tasks.optim import Plan, build_optimizer

@@ -173,7 +173,10 @@ class StopOnSignal(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if (
+                signal.getsignal(number) == self._note
+            ):  # else Lightning has restored what was there before the run
+                signal.signal(number, handler)
         self._previous.clear()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
