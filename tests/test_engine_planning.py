@@ -13,6 +13,7 @@ from crossformerpp.engine import planning, sizing
 from crossformerpp.engine.planning import Times, plan_for
 from crossformerpp.recipes.load import load_recipe
 from crossformerpp.tasks import find_task
+from crossformerpp.tasks.classification.module import ClassificationModule
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from test_engine import evaluations, last
 from tiny import tiny_recipe
@@ -168,6 +169,23 @@ def test_a_batch_is_the_largest_that_fits_and_the_rate_goes_with_it(
     assert sizing.choose_batches(auto).trainer.batch_size == 64  # 1,347 images: 16 steps an epoch or more
     with pytest.raises(ValueError, match=r"needs optim\.lr_batch_size"):
         sizing.choose_batches(tiny_recipe("trainer.batch_size=auto"))
+
+
+def test_all_processes_measure_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and what a loss draws, as detectors draw proposals, follow from the recipe's seed alone."""
+    real, seen = ClassificationModule.loss, list[torch.Tensor]()
+
+    def loss(self: ClassificationModule, batch: Any) -> dict[str, torch.Tensor]:
+        seen.extend([next(self.parameters()).detach().flatten(), torch.rand(5)])
+        return real(self, batch)
+
+    monkeypatch.setattr(ClassificationModule, "loss", loss)
+    for seed in (1, 2):  # of two processes
+        torch.manual_seed(seed)
+        sizing.choose_batches(tiny_recipe("trainer.accumulate=auto"))
+    half = len(seen) // 2
+    assert half == 4  # two batches
+    assert all(map(torch.equal, seen[:half], seen[half:]))
 
 
 def test_batch_norms_keep_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ def choose_batches(recipe: BaseRecipe) -> BaseRecipe:
     task, world = find_task(recipe.task), processes.world(section)
     split = task.split(recipe, "train")
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(section.seed)  # all processes measure, and must choose alike
         module = task.module(recipe, split.class_names).train()
     fitting = samples_that_fit(module, split)
     multiple = module.batch_multiple
@@ -119,6 +120,7 @@ def _memory_of_step(module: TaskModule, batch: Any, device: torch.device) -> flo
             torch.random.fork_rng(own),
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         ):
+            torch.manual_seed(module.recipe.trainer.seed)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             with torch.autocast(device.type, half, enabled=half is not None):
