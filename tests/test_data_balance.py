@@ -97,6 +97,17 @@ def test_weighted_cross_entropy_is_torchs_with_scikit_learns_weights(smoothing: 
     torch.testing.assert_close(found, torch_loss.mean())
 
 
+@pytest.mark.parametrize("how", ["balanced", "effective"])
+@pytest.mark.parametrize("several", ["multi_label=true", "multi_label=false"])
+def test_a_class_without_images_weighs_one_and_changes_no_other(how: str, several: str) -> None:
+    """As if it had one image it would weigh hundreds of times as much as the others, and smoothing would predict it."""
+    recipe = tiny_recipe("augment.mixup=0", several, "data.root=x", f"loss.class_weights={how}")
+    assert isinstance(recipe, ClassificationRecipe)
+    without = build_loss(recipe, NAMES, COUNTS, 1000).weights
+    found = build_loss(recipe, [*NAMES, "none"], [*COUNTS, 0], 1000).weights
+    torch.testing.assert_close(found, torch.cat([without, torch.ones(1)]))
+
+
 def test_effective_numbers_and_given_weights() -> None:
     logits, labels = logits_and_labels()
     numbers = np.array([(1 - 0.99**n) / (1 - 0.99) for n in COUNTS])

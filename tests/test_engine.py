@@ -88,7 +88,9 @@ def test_a_run_holds_everything_to_repeat_and_judge_it(whole: Path) -> None:
 
 
 def test_a_repeated_run_is_the_same_run(whole: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     engine.train(load_recipe(str(whole / "recipe.yaml")), tmp_path / "again")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert_same_state(last(whole), last(tmp_path / "again"))
 
 

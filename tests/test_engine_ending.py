@@ -8,8 +8,10 @@ import pytest
 
 from crossformerpp import engine
 from crossformerpp.engine import callbacks, ending
+from crossformerpp.engine.callbacks import at_step_end
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
 from test_engine import assert_same_state, ctrl_c_in, evaluations, last
+from test_engine_memory import short_of_memory
 from tiny import tiny_recipe
 
 LONG = ("trainer.steps=12", "trainer.eval_every=1")
@@ -70,6 +72,24 @@ def test_a_resumed_run_goes_on_counting(
     assert last(tmp_path / "run")["global_step"] == 4
     engine.train(recipe, tmp_path / "whole")
     assert_same_state(last(tmp_path / "whole"), last(tmp_path / "run"))
+
+
+def test_time_before_memory_ran_out_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def step(self: Any, trainer: Any, *arguments: Any) -> None:
+        clock[0] += 10 if at_step_end(trainer) else 0
+        real(self, trainer, *arguments)
+
+    real = ending.EarlyEnd.on_train_batch_end
+    monkeypatch.setattr(ending.EarlyEnd, "on_train_batch_end", step)
+    monkeypatch.setattr(ending.time, "monotonic", lambda: clock[0])
+    short_of_memory(monkeypatch, most=32, from_step=3)
+    engine.train(
+        tiny_recipe("trainer.steps=20", "trainer.eval_every=20", "trainer.minutes=1"), tmp_path / "run"
+    )
+    assert last(tmp_path / "run")["global_step"] == 6
+    assert last(tmp_path / "run")["callbacks"]["EarlyEnd"]["seconds"] == 60
 
 
 def test_a_run_whose_time_is_over_is_evaluated_and_ends(

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from crossformerpp import engine
+from crossformerpp.engine.files import RunFolder
+from crossformerpp.engine.memory import note_accumulation, noted_accumulation
 from crossformerpp.recipes.load import load_recipe
 from crossformerpp.tasks.classification.module import ClassificationModule
 from crossformerpp.tasks.memory import is_out_of_memory
@@ -53,6 +55,7 @@ def test_a_run_that_never_fitted_is_the_run_with_that_accumulation(
     said = capsys.readouterr().err
     assert "out of memory at step 1: its images are taken in 2 batches instead of 1" in said
     assert "out of memory at step 1: its images are taken in 4 batches instead of 2" in said
+    assert said.count("4 steps of 64 images") == 2  # of two runs: what is about to be trained is said once
     assert_same_state(last(tmp_path / "four"), last(tmp_path / "run"))  # to the last bit
     assert evaluations(tmp_path / "four") == evaluations(tmp_path / "run")
     assert load_recipe(str(tmp_path / "run" / "recipe.yaml")).trainer.accumulate == 4
@@ -111,6 +114,13 @@ def test_memory_that_never_suffices_ends_with_the_last_checkpoint_as_it_was(
     ):
         engine.train(tiny_recipe(), tmp_path / "run")
     assert last(tmp_path / "run")["global_step"] == 3
+
+
+def test_an_accumulation_voids_what_was_noted_of_later_steps(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step, count in ((0, 1), (50, 2), (40, 4)):  # killed before step 50 was saved, resumed at 40
+        note_accumulation(run, step, count)
+    assert noted_accumulation(run) == [(0, 1), (40, 4)]
 
 
 def test_a_model_with_batch_norms_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

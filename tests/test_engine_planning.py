@@ -13,6 +13,7 @@ from crossformerpp.engine import planning, sizing
 from crossformerpp.engine.planning import Times, plan_for
 from crossformerpp.recipes.load import load_recipe
 from crossformerpp.tasks import find_task
+from crossformerpp.tasks.classification.module import ClassificationModule
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
 from test_engine import evaluations, last
 from tiny import tiny_recipe
@@ -73,13 +74,18 @@ def test_too_little_time_is_refused_with_how_much_it_takes() -> None:
         plan_for(tiny_recipe(), Plan(4, 21), 0.1, Times(2.0, 20.0, 0.5, 1.0))
 
 
+def trainer_of_a_trial(broadcast: Any = lambda own: own) -> Any:
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"), reduce_boolean_decision=lambda mine, all: mine, broadcast=broadcast
+    )
+    loop = SimpleNamespace(total_batch_idx=0)
+    return SimpleNamespace(strategy=strategy, fit_loop=loop, accumulate_grad_batches=1, should_stop=False)
+
+
 def test_all_processes_plan_by_the_times_of_the_first() -> None:
     """Every one of them: plans that differ by a step would wait for each other for ever."""
     first = (0.5, 2.0, 1.0, 9.0)
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda mine, all: mine, broadcast=lambda own: first)
-    trainer: Any = SimpleNamespace(
-        strategy=strategy, fit_loop=SimpleNamespace(total_batch_idx=0), accumulate_grad_batches=1
-    )
+    trainer = trainer_of_a_trial(broadcast=lambda own: first)
     watch = planning.Stopwatch(seconds=0.0, opening=3.0, began=0.0)
     module: Any = None
     for _ in range(8):
@@ -87,6 +93,26 @@ def test_all_processes_plan_by_the_times_of_the_first() -> None:
     watch.on_train_end(trainer, module)
     assert watch.times == Times(*first)
     assert trainer.should_stop
+
+
+def test_steps_before_memory_ran_out_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(planning.time, "monotonic", lambda: clock[0])
+    trainer, module, watch = trainer_of_a_trial(), None, planning.Stopwatch(0.0, opening=0.5, began=0.0)
+    for seconds, steps in (
+        (1, 4),
+        (100, 1),
+        (3, 8),
+    ):  # a step; until memory has run out and the run goes on; a step
+        if steps != 1:
+            watch.on_train_start(trainer, module)  # type: ignore[arg-type]
+        for _ in range(steps):
+            clock[0] += seconds
+            if steps != 1:
+                watch.on_train_batch_end(trainer)
+    watch.on_train_end(trainer, module)  # type: ignore[arg-type]
+    assert watch.times is not None
+    assert (watch.times.step, watch.times.spent) == (3, 4 + 100 + 24)
 
 
 def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,10 +171,36 @@ def test_a_batch_is_the_largest_that_fits_and_the_rate_goes_with_it(
         sizing.choose_batches(tiny_recipe("trainer.batch_size=auto"))
 
 
+def test_all_processes_measure_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and what a loss draws, as detectors draw proposals, follow from the recipe's seed alone."""
+    real, seen = ClassificationModule.loss, list[torch.Tensor]()
+
+    def loss(self: ClassificationModule, batch: Any) -> dict[str, torch.Tensor]:
+        seen.extend([next(self.parameters()).detach().flatten(), torch.rand(5)])
+        return real(self, batch)
+
+    monkeypatch.setattr(ClassificationModule, "loss", loss)
+    for seed in (1, 2):  # of two processes
+        torch.manual_seed(seed)
+        sizing.choose_batches(tiny_recipe("trainer.accumulate=auto"))
+    half = len(seen) // 2
+    assert half == 4  # two batches
+    assert all(map(torch.equal, seen[:half], seen[half:]))
+
+
 def test_batch_norms_keep_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "memory", lambda *_: 1.0)
     recipe = tiny_recipe("trainer.accumulate=auto", "model.name=resnet18", "model.options={}")
     assert sizing.choose_batches(recipe).trainer.accumulate == 1
+
+
+def test_all_settings_of_an_elastic_step_are_in_memory_at_once() -> None:
+    def per_image(*overrides: str) -> float:
+        recipe = tiny_recipe(*overrides)
+        return memory_for(1, recipe) - memory_for(0, recipe)
+
+    elastic = "model.elastic={group_sizes: [[4], [4], [2], [1]], draw: [largest, largest, largest]}"
+    assert per_image(elastic) > 2.7 * per_image()
 
 
 def test_only_auto_and_positive_numbers_are_counts() -> None:

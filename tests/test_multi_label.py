@@ -136,9 +136,40 @@ def test_losses_of_labels() -> None:
         assert not loss_with(f"loss.name={name}", "loss.class_weights=effective").state_dict()
 
 
+@pytest.mark.parametrize("name", ["bce", "asymmetric", "focal"])
+def test_a_weight_is_that_of_images_with_the_label_whatever_smoothing(name: str) -> None:
+    """w = 99: smoothed targets would draw images without the label to 0.05·99 / (0.05·99 + 0.95) = 0.84."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(8, 4), (torch.rand(8, 4) < 0.5).float()
+    smoothed = ("label_smoothing=0.1", f"loss.name={name}")
+    weights = torch.tensor([1.0, 2, 99, 0.5])
+    each = [  # one image and class at a time
+        loss_with(*smoothed)(logits[i : i + 1, k : k + 1], targets[i : i + 1, k : k + 1])
+        * (weights[k] if targets[i, k] else 1)
+        for i in range(8)
+        for k in range(4)
+    ]
+    found = loss_with(*smoothed, "loss.class_weights=[1, 2, 99, 0.5]")(logits, targets)
+    torch.testing.assert_close(found, torch.stack(each).mean())
+
+
+def test_smoothed_label_sets_are_mixed_alike() -> None:
+    """Mixed and then smoothed is smoothed and then mixed, and weights go by how much of a label there is."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(8, 4), (torch.rand(8, 4) < 0.5).float()
+    mixed = 0.7 * targets + 0.3 * targets.flip(0)
+    loss = loss_with("label_smoothing=0.1", "augment.mixup=0.8")
+    smooth = F.binary_cross_entropy_with_logits(logits, mixed * 0.9 + 0.05)
+    torch.testing.assert_close(loss(logits, mixed), smooth)
+
+
 def test_mixup_mixes_label_sets() -> None:
     recipe = tiny_recipe(
-        "multi_label=true", "data.root=x", "model.options.drop_path_rate=0", "augment.mixup=0.8"
+        "multi_label=true",
+        "data.root=x",
+        "model.options.drop_path_rate=0",
+        "augment.mixup=0.8",
+        "label_smoothing=0.1",
     )
     module: Any = find_task("classification").module(recipe, list("abcd"))
     images, targets = torch.randn(6, 3, 32, 32), torch.eye(6)[:, :4]
@@ -147,7 +178,8 @@ def test_mixup_mixes_label_sets() -> None:
     seed_generators(3)
     mixed, soft = module.mix(images.clone(), targets)
     assert ((soft > 0) & (soft < 1)).any()
-    torch.testing.assert_close(found, F.binary_cross_entropy_with_logits(module.model(mixed), soft))
+    smooth = soft * 0.9 + 0.05
+    torch.testing.assert_close(found, F.binary_cross_entropy_with_logits(module.model(mixed), smooth))
 
 
 @pytest.fixture(scope="module")

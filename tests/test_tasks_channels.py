@@ -14,12 +14,14 @@ from tests.tiny import tiny_values
 from timm.models import adapt_input_conv
 
 from crossformerpp import engine, predict
+from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.data.pixel_files import read_pixels
 from crossformerpp.export import export
 from crossformerpp.export.certificate import certify
 from crossformerpp.export.int8 import calibration_images
 from crossformerpp.recipes.load import dump_recipe, load_recipe, parse_page, parse_recipe
 from crossformerpp.tasks.classification import Classification
+from crossformerpp.tasks.classification.report import describe_run
 from crossformerpp.tasks.saved import read_weights
 
 MEAN, STD = [0.4, 0.4, 0.4, 0.4], [0.2, 0.2, 0.2, 0.2]
@@ -71,6 +73,13 @@ def by_hand(path: Path) -> torch.Tensor:
     cut = np.stack(bands)[:, 2:34, 2:34]
     mean, std = (np.array(numbers, np.float32)[:, None, None] for numbers in (MEAN, STD))
     return torch.from_numpy((cut - mean) / std)[None]
+
+
+def test_the_report_of_a_run_takes_its_channels(run) -> None:
+    facts = describe_run(run[0], seconds=0.1)
+    by_hand = count_complexity(predict.load_predictor(run[0], "cpu").model, (4, 32, 32)).macs
+    assert (f"{by_hand / 1e6:,.1f}M", "multiply-accumulates at 32×32") in facts.headline
+    assert len(facts.right) == 8
 
 
 def test_the_fourth_channel_is_learnt_and_judged_alike_everywhere(run, data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from crossformerpp.data.split import Split
 from crossformerpp.recipes.classification import ClassificationRecipe
 from crossformerpp.recipes.load import load_recipe
 from crossformerpp.tasks.classification import Classification, eval_transform, train_transform
+from crossformerpp.tasks.classification import module as classification
 from crossformerpp.tasks.classification.evaluation import ClassificationEvaluation
-from crossformerpp.tasks.classification.module import ClassificationModule
+from crossformerpp.tasks.classification.module import ClassificationModule, Predictions
 from crossformerpp.tasks.classification.predictor import readable
 from crossformerpp.tasks.optim import Plan, build_optimizer
 from crossformerpp.tasks.saved import open_saved
@@ -46,6 +48,42 @@ def test_plain_and_smoothed_losses() -> None:
         module = module_with(f"label_smoothing={smoothing}")
         expected = F.cross_entropy(module.model(images), labels, label_smoothing=smoothing)
         torch.testing.assert_close(module.loss(batch())["loss"], expected)
+
+
+@pytest.mark.parametrize(
+    "overrides", [("label_smoothing=0.1",), ("augment.mixup=0.2",), ("loss.name=focal",)]
+)
+def test_losses_are_of_full_precision_under_autocast(overrides: tuple[str, ...]) -> None:
+    module = module_with(*overrides)
+    images, labels = module._mixed(batch())
+    logits = torch.randn(8, 4).bfloat16()
+    expected = module._losses(images, labels, logits.float())["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module._losses(images, labels, logits)["loss"], expected)
+
+
+def test_what_processes_exchange_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions are kept on the CPU, where NCCL, which GPUs talk by, cannot fetch them."""
+
+    def gather(values: torch.Tensor, group: Any) -> list[torch.Tensor]:
+        assert values.device.type == "meta"
+        return [torch.full(values.shape, rank) for rank in range(2)]
+
+    monkeypatch.setattr(classification, "gather_all_tensors", gather)
+    seen = Predictions().to("meta")
+    seen.update(torch.arange(3), torch.arange(3), torch.ones(3, 4))
+    seen.sync(seen.dist_sync_fn, distributed_available=lambda: True)
+    numbers, _, probabilities = Predictions.compute(seen)
+    assert numbers.tolist() == [0, 0, 0, 1, 1, 1]
+    assert probabilities.shape == (6, 4)
+
+
+def test_a_run_without_its_metric_is_refused() -> None:
+    module = module_with()
+    for metrics in ({}, {"top1": float("nan")}):
+        module.last_evaluation = SimpleNamespace(metrics=metrics)
+        with pytest.raises(ValueError, match="the validation data give no top1"):
+            _ = module.result
 
 
 def test_mixup_pairs_the_batch_with_its_mirror_and_mixes_the_targets_alike() -> None:

@@ -214,14 +214,9 @@ def evaluate(
     """
     saved = open_saved(path)
     overrides = [*tile_overrides(saved.recipe.task, *tiles), *overrides]
-    if conformal is not None and saved.recipe.task != "classification":
-        raise ValueError(f"--conformal is for classifiers; {path} is for {saved.recipe.task}")
-    if conformal is not None and getattr(saved.recipe, "multi_label", False):
-        raise ValueError(
-            "--conformal is for one label per image; with multi_label every class has its threshold"
-        )
-    if conformal is not None and any(text.startswith(("data.", "model.")) for text in overrides):
-        raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
+    is_as_trained = not any(text.startswith(("data.", "model.")) for text in overrides)
+    if conformal is not None:
+        _refuse_conformal(saved.recipe, path, is_as_trained)
     recipe = evaluated_recipe(saved, root, overrides)
     task = find_task(recipe.task)
     split = task.split(recipe, "val" if root is None else "test", saved.class_names)
@@ -242,7 +237,9 @@ def evaluate(
         )
     if isinstance(evaluation, LabelSetEvaluation) and root is not None:
         evaluation = replace(evaluation, thresholds=read_thresholds(saved))
-    if out is not None and trainer.is_global_zero:
+    if not trainer.is_global_zero:
+        return evaluation.metrics
+    if out is not None:
         about = {
             "checkpoint": str(saved.path),
             "step": saved.step,
@@ -252,12 +249,26 @@ def evaluate(
         with replacing_folder(out) as draft:
             write_json(draft / "metrics.json", evaluation.metrics | about)
             evaluation.write(draft, split)
-    if promise is not None and conformal is not None and trainer.is_global_zero:
+    if promise is not None and conformal is not None:
         promises.write_promise(saved, promise)
-    is_own = root is None and not any(text.startswith(("data.", "model.")) for text in overrides)
-    if isinstance(evaluation, LabelSetEvaluation) and is_own and trainer.is_global_zero:
+    if isinstance(evaluation, LabelSetEvaluation) and root is None and is_as_trained:
         keep_thresholds(saved, evaluation.chosen_thresholds, evaluation.num_images)
     return evaluation.metrics
+
+
+def _refuse_conformal(recipe: BaseRecipe, path: Path, is_as_trained: bool) -> None:
+    """
+    Raises:
+        ValueError: The run's answers, or its answers at these settings, cannot be calibrated.
+    """
+    if recipe.task != "classification":
+        raise ValueError(f"--conformal is for classifiers; {path} is for {recipe.task}")
+    if getattr(recipe, "multi_label", False):
+        raise ValueError(
+            "--conformal is for one label per image; with multi_label every class has its threshold"
+        )
+    if not is_as_trained:
+        raise ValueError("--conformal calibrates what `predict` does; leave out --set data.… and model.…")
 
 
 def evaluated_recipe(saved: SavedRun, root: Path | None = None, overrides: Iterable[str] = ()) -> BaseRecipe:

@@ -131,11 +131,9 @@ class Saver(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TaskModule)
-        assert pl_module.last_evaluation is not None
-        value = pl_module.last_evaluation.metrics[pl_module.monitor]
-        sign = 1 if pl_module.monitor_mode == "max" else -1
+        value = pl_module.result
         self.evaluated_step = trainer.global_step
-        is_best = self.best is None or sign * value >= sign * self.best  # of equals the one trained longer
+        is_best = self.best is None or value >= self.best  # of equals the one trained longer
         if is_best:
             self.best = value
         if trainer.state.fn == "fit":
@@ -175,7 +173,10 @@ class StopOnSignal(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if (
+                signal.getsignal(number) == self._note
+            ):  # else Lightning has restored what was there before the run
+                signal.signal(number, handler)
         self._previous.clear()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

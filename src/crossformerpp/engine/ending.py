@@ -89,11 +89,9 @@ class EarlyEnd(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TaskModule)
-        assert pl_module.last_evaluation is not None
         self._evaluating = max(self._evaluating, time.monotonic() - self._evaluation_began)
-        value = pl_module.last_evaluation.metrics[pl_module.monitor]
-        sign = 1 if pl_module.monitor_mode == "max" else -1
-        if self.best is None or sign * value > sign * self.best:
+        value = pl_module.result
+        if self.best is None or value > self.best:
             self.best, self.waited = value, 0
         else:
             self.waited += 1

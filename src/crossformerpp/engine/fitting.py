@@ -64,6 +64,8 @@ def fit(
             torch.cuda.empty_cache()
         data.section, data.start_step = module.recipe.trainer, watch.step
         checkpoint = run.last if watch.step else None
+        if checkpoint is not None:  # which holds the time until now
+            began = time.monotonic()
 
 
 def _fit(
@@ -90,7 +92,7 @@ def _fit(
         guard,
         Log(run, plan, section.log_every),
         *([LogInside(run, section.inside_every)] if section.inside_every else []),
-        *([ProgressBar(plan), EarlyEnd(section, saver, began)] if trial is None else []),
+        *([ProgressBar(plan, watch.goes_on), EarlyEnd(section, saver, began)] if trial is None else []),
         saver,
         *([] if trial is None else [trial]),
         StopOnSignal(saver),

@@ -31,8 +31,8 @@ GUARDED = 3  # steps in which several processes look at each other: memory rarel
 
 
 class MemoryWatch(Callback):
-    """Sees memory run out, and what to do: `refusal` says why nothing helps; else the module's recipe has a larger
-    `trainer.accumulate` from step `step` on.
+    """Sees memory run out, and what to do: `refusal` says why nothing helps; else the run goes on (`goes_on`), and the
+    module's recipe has a larger `trainer.accumulate` from step `step` on.
 
     Of several processes (DDP) all take the same decision. An exchange of gradients that one of them never joins cannot
     be taken back, so in the first steps, and in those after a change, gradients are exchanged once all have theirs.
@@ -42,6 +42,7 @@ class MemoryWatch(Callback):
         self.run = run
         self.saver: Saver | None = None
         self.step = 0
+        self.goes_on = False
         self.refusal: str | None = None
         self._changes = [0, *(step for step, _ in noted_accumulation(run))]
         self._is_updating = False  # the weights may be half changed
@@ -112,7 +113,7 @@ class MemoryWatch(Callback):
             return
         before, after = pl_module.recipe.trainer.accumulate, next_accumulation(pl_module, trainer.world_size)
         assert after is not None
-        self.step = trainer.global_step
+        self.goes_on, self.step = True, trainer.global_step
         self._changes.append(self.step)
         pl_module.recipe = with_accumulation(pl_module.recipe, after)
         if trainer.is_global_zero:
@@ -184,10 +185,10 @@ def with_accumulation(recipe: BaseRecipe, accumulate: int) -> BaseRecipe:
 
 
 def note_accumulation(run: RunFolder, step: int, accumulate: int) -> None:
-    """Note in run.json that the steps after `step` have this accumulation."""
+    """Note in run.json that the steps after `step` have this accumulation; what is noted of later steps is void."""
     about = read_json(run.about) if run.about.is_file() else {}
     about = about if isinstance(about, dict) else {}
-    notes = [[at, count] for at, count in noted_accumulation(run) if at != step]
+    notes = [[at, count] for at, count in noted_accumulation(run) if at < step]
     write_json(run.about, about | {NOTES: [*notes, [step, accumulate]]})
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
 from crossformerpp.data.sampling import num_samples
@@ -52,9 +53,14 @@ class Stopwatch(Callback):
         self.times: Times | None = None
         self._marks: list[float] = []
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._marks.clear()  # memory ran out: steps are taken in more batches from here on
+
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not at_step_end(trainer):
             return
+        if trainer.strategy.root_device.type != "cpu":
+            torch.accelerator.synchronize()  # steps are handed over long before they are done
         self._marks.append(time.monotonic())
         timed = len(self._marks) - WARM_UP
         is_enough = timed > LEAST_STEPS and self._marks[-1] - self._marks[WARM_UP] >= self.seconds

@@ -16,10 +16,14 @@ from crossformerpp.tasks.optim import Plan
 
 
 class ProgressBar(Callback):
-    """rich's bar in a terminal; elsewhere (a log file, CI) only the line per evaluation."""
+    """rich's bar in a terminal; elsewhere (a log file, CI) only the line per evaluation.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    Args:
+        goes_on: Whether the run's summary was printed before memory ran out.
+    """
+
+    def __init__(self, plan: Plan, goes_on: bool = False) -> None:
+        self.plan, self.goes_on = plan, goes_on
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
         self.training: TaskID | None = None
@@ -28,7 +32,7 @@ class ProgressBar(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TaskModule)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self.goes_on:
             self.console.print(
                 summary(trainer, pl_module, self.plan), markup=False, highlight=False, soft_wrap=True
             )

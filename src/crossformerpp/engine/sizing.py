@@ -28,6 +28,7 @@ CPU_SHARE = 0.5  # of the machine's memory, for it swaps or kills rather than co
 COPIES = 5  # of the weights: themselves, gradients, two averages of Adam, a moving average
 BACKWARD = 1.5  # memory of a CPU's backward pass over what the forward pass keeps for it
 LEAST_STEPS = 16  # of an epoch: a larger batch would make too few
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def choose_batches(recipe: BaseRecipe) -> BaseRecipe:
@@ -47,6 +48,7 @@ def choose_batches(recipe: BaseRecipe) -> BaseRecipe:
     task, world = find_task(recipe.task), processes.world(section)
     split = task.split(recipe, "train")
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(section.seed)  # all processes measure, and must choose alike
         module = task.module(recipe, split.class_names).train()
     fitting = samples_that_fit(module, split)
     multiple = module.batch_multiple
@@ -111,13 +113,18 @@ def _memory_of_step(module: TaskModule, batch: Any, device: torch.device) -> flo
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    half = processes.precision(module.recipe.trainer) == "bf16-mixed"
+    half = _HALF.get(processes.precision(module.recipe.trainer))
+    own = [device] if device.type == "cuda" else []  # fork_rng would start every GPU
     try:
-        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with (
+            torch.random.fork_rng(own),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
+            torch.manual_seed(module.recipe.trainer.seed)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss = trial.loss(batch)["loss"]
+            with torch.autocast(device.type, half, enabled=half is not None):
+                loss = trial.training_step(batch, 0)
             loss.backward()
     except RuntimeError as error:
         if not is_out_of_memory(error):

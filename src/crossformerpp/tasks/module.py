@@ -1,5 +1,6 @@
 """The LightningModule that all tasks train with: optimiser, schedule, EMA and exact evaluation."""
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -96,6 +97,22 @@ class TaskModule(pl.LightningModule):
     def pictures(self) -> dict[str, Image.Image]:
         """File name without suffix → RGB picture of the latest evaluation, for the run folder and TensorBoard."""
         return {}
+
+    @property
+    def result(self) -> float:
+        """What chooses the best checkpoint: the latest evaluation's metric, with a sign by which higher is better.
+
+        Raises:
+            ValueError: It has none.
+        """
+        assert self.last_evaluation is not None
+        value = self.last_evaluation.metrics.get(self.monitor, math.nan)
+        if math.isnan(value):
+            raise ValueError(
+                f"the validation data give no {self.monitor}, by which the best checkpoint is chosen: nothing in them "
+                "is labelled"
+            )
+        return value if self.monitor_mode == "max" else -value
 
     @property
     def judged(self) -> nn.Module:

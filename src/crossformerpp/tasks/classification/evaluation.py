@@ -136,12 +136,7 @@ class ClassificationEvaluation:
 
         self._write_classes(folder / "classes.csv")
         confusion_matrix(self.confusion.numpy(), self.class_names, folder / "confusion.png")
-        # mistakes, most certain first; then right answers spread evenly over the split
-        missed = torch.nonzero(predicted != self.labels).flatten()
-        wrong = missed[confidence[missed].argsort(descending=True)][: NUM_SHOWN // 2].tolist()
-        right = torch.nonzero(predicted == self.labels).flatten().tolist()
-        room = NUM_SHOWN - len(wrong)
-        shown = wrong + right[:: max(1, len(right) // room)][:room]
+        shown = shown_places(self.right, confidence)
         picture = image_grid(
             [source.open(int(self.numbers[i])) for i in shown],
             [f"{self.class_names[int(predicted[i])]}: {confidence[i]:.0%}" for i in shown],
@@ -169,6 +164,21 @@ class ClassificationEvaluation:
                 shares = [_share(right, whole) for whole in (count, int(predicted[label]))]
                 f1 = "" if self.f1[label].isnan() else f"{self.f1[label]:.4f}"
                 table.writerow([self.class_names[label], count, shares[0], mistaken, shares[1], f1])
+
+
+def shown_places(right: Tensor, confidence: Tensor) -> list[int]:
+    """Which of M samples predictions.png shows: mistakes, the most certain first, then right answers spread evenly over
+    the split.
+
+    Args:
+        right: (M,) of bool.
+        confidence: (M,)
+    """
+    missed = torch.nonzero(~right).flatten()
+    wrong = missed[confidence[missed].argsort(descending=True)][: NUM_SHOWN // 2].tolist()
+    others = torch.nonzero(right).flatten().tolist()
+    room = NUM_SHOWN - len(wrong)
+    return wrong + others[:: max(1, len(others) // room)][:room]
 
 
 def _share(part: int, whole: int) -> str:

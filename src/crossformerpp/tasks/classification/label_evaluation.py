@@ -25,8 +25,8 @@ from crossformerpp.analysis.thresholds import choose_thresholds, decide_crossed
 from crossformerpp.data.classification import LabelledImages, TransformedImages
 from crossformerpp.data.names import path_inside, safe_name
 from crossformerpp.data.split import Split
+from crossformerpp.tasks.classification.evaluation import shown_places
 
-NUM_SHOWN = 40  # images in predictions.png
 SEPARATOR = ";"  # of the labels in a cell
 
 
@@ -192,12 +192,8 @@ class LabelSetEvaluation:
                 table.writerow([name, counts[label], *shares])
 
     def _picture(self, source: LabelledImages) -> Image.Image:
-        missed = (~self.right).nonzero().flatten()
-        sure = (self.probabilities - 0.5).abs().min(dim=1).values  # of the least certain class
-        wrong = missed[sure[missed].argsort(descending=True)][: NUM_SHOWN // 2].tolist()
-        right = self.right.nonzero().flatten().tolist()
-        room = NUM_SHOWN - len(wrong)
-        shown = wrong + right[:: max(1, len(right) // room)][:room]
+        least = (self.probabilities - 0.5).abs().min(dim=1).values  # of the least certain class
+        shown = shown_places(self.right, least)
         return image_grid(
             [source.open(int(self.numbers[place])) for place in shown],
             [self._named(sorted(self._said(place))) or "none" for place in shown],

@@ -3,16 +3,12 @@
 Legend: B images, K classes, n images for training, n_k of them of class k.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.loss import (
-    AsymmetricLossMultiLabel,
-    BinaryCrossEntropy,
-    LabelSmoothingCrossEntropy,
-    SoftTargetCrossEntropy,
-)
+from timm.loss import AsymmetricLossMultiLabel, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
@@ -59,21 +55,32 @@ class ClassLoss(nn.Module):
         return -terms.sum(dim=1).mean()
 
 
-class LabelsFocalLoss(nn.Module):
-    """The focal loss of each label (torchvision's), positives weighted, averaged over images and classes."""
+class LabelsLoss(nn.Module):
+    """A loss of each label by itself, averaged over images and classes; an image that has label k weighs w_k.
+
+    Weights go by the labels before smoothing: else an image without a rare label would be drawn towards it with the
+    smoothed part of the label's weight.
+
+    Args:
+        each: Loss of logits (B, K) and targets (B, K) -> (B, K).
+        weights: (K,) w; None: all weigh 1.
+    """
 
     weights: Tensor | None
 
-    def __init__(self, smoothing: float, gamma: float, weights: Tensor | None) -> None:
+    def __init__(
+        self, each: Callable[[Tensor, Tensor], Tensor], smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.smoothing, self.gamma = smoothing, gamma
+        self.each, self.smoothing = each, smoothing
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Logits and targets (B, K)."""
-        weights = 1.0 if self.weights is None else 1 + (self.weights - 1) * targets
-        targets = targets * (1 - self.smoothing) + self.smoothing / 2
-        return (weights * sigmoid_focal_loss(logits.float(), targets, alpha=-1, gamma=self.gamma)).mean()
+        """Logits and targets (B, K), which may be mixed."""
+        losses = self.each(logits, targets * (1 - self.smoothing) + self.smoothing / 2)
+        if self.weights is not None:
+            losses = losses * (1 + (self.weights - 1) * targets)
+        return losses.mean()
 
 
 def build_loss(
@@ -92,16 +99,16 @@ def build_loss(
         ValueError: The class weights are not of these classes.
     """
     section, size = recipe.loss, len(class_names)
-    is_mixed = bool(recipe.augment.mixup or recipe.augment.cutmix)
-    smoothing = 0.0 if is_mixed else recipe.label_smoothing  # mixed targets are smooth already
-    known = torch.ones(size) if counts is None else torch.as_tensor(counts).float().clamp_min(1)
+    known = torch.ones(size) if counts is None else torch.as_tensor(counts).float()
     weights = class_weights(section, class_names, known, num_images or size, recipe.multi_label)
     if recipe.multi_label:
-        return _build_labels_loss(section, smoothing, weights)
+        return LabelsLoss(_loss_of_labels(section), recipe.label_smoothing, weights)
+    is_mixed = bool(recipe.augment.mixup or recipe.augment.cutmix)
+    smoothing = 0.0 if is_mixed else recipe.label_smoothing  # mixed targets are smooth already
     if section.name == "focal":
         return ClassLoss(smoothing, weights, gamma=section.gamma)
     if section.name == "logit_adjusted":
-        return ClassLoss(smoothing, weights, shift=section.tau * (known / known.sum()).log())
+        return ClassLoss(smoothing, weights, shift=section.tau * _log_shares(known))
     if weights is not None:
         return ClassLoss(smoothing, weights)
     if is_mixed:
@@ -109,23 +116,21 @@ def build_loss(
     return LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
 
 
-def _build_labels_loss(section: LossSection, smoothing: float, weights: Tensor | None) -> nn.Module:
+def _loss_of_labels(section: LossSection) -> Callable[[Tensor, Tensor], Tensor]:
+    """(B, K) and (B, K) -> (B, K)."""
     if section.name == "focal":
-        return LabelsFocalLoss(smoothing, section.gamma, weights)
+        return partial(sigmoid_focal_loss, alpha=-1, gamma=section.gamma)
     if section.name == "asymmetric":
-        loss: nn.Module = AsymmetricLossMultiLabel(
-            section.gamma_negative,
-            section.gamma_positive,
-            section.clip,
-            smoothing=smoothing,
-            reduction="mean",
-            pos_weight=weights,
+        return AsymmetricLossMultiLabel(
+            section.gamma_negative, section.gamma_positive, section.clip, reduction="none"
         )
-    else:
-        loss = BinaryCrossEntropy(smoothing, pos_weight=weights, smooth_dense=True)
-    for name in ("weight", "pos_weight"):  # derived from the data, so no part of checkpoints
-        loss.register_buffer(name, getattr(loss, name), persistent=False)
-    return loss
+    return partial(F.binary_cross_entropy_with_logits, reduction="none")
+
+
+def _log_shares(counts: Tensor) -> Tensor:
+    """(K,) log π; classes without images count as if they had one."""
+    counts = counts.clamp_min(1)
+    return (counts / counts.sum()).log()
 
 
 def class_weights(
@@ -135,7 +140,7 @@ def class_weights(
 
     With one label per image those made from counts are 1 on average over the images; with several they are what the
     images with a label weigh beside those without: (n − n_k) / n_k, or the same of effective numbers
-    (1 − β^n_k) / (1 − β).
+    (1 − β^n_k) / (1 − β). A class without images weighs 1: label smoothing would draw all images towards it.
 
     Raises:
         ValueError: Another number of weights than classes, or a name that is none of them.
@@ -153,12 +158,11 @@ def class_weights(
         if len(given) != len(class_names):
             raise ValueError(f"loss.class_weights: {len(given)} weights for {len(class_names)} classes")
         return torch.tensor(given)
-    counts, others = counts.double(), (num_images - counts.double()).clamp_min(1)
+    counts = counts.double()
+    numbers, others = counts.clamp_min(1), (num_images - counts).clamp_min(1)
     if given == "effective":
-        counts_seen, others = (1 - section.beta**counts, 1 - section.beta**others)
-    else:
-        counts_seen = counts
-    if multi_label:
-        return (others / counts_seen).float()
-    weights = 1 / counts_seen
-    return (weights * counts.sum() / (weights * counts).sum()).float()
+        numbers, others = 1 - section.beta**numbers, 1 - section.beta**others
+    weights = others / numbers if multi_label else 1 / numbers
+    if not multi_label:
+        weights *= counts.sum() / (weights * counts).sum()
+    return weights.where(counts > 0, 1.0).float()

@@ -10,6 +10,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from crossformerpp.data.balance import class_counts, hint_on_few
 from crossformerpp.data.split import Split
@@ -50,7 +51,7 @@ class ClassificationModule(TaskModule):
                 cutmix_alpha=augment.cutmix,
                 prob=augment.mix_probability,
                 switch_prob=augment.mix_switch,
-                label_smoothing=recipe.label_smoothing,
+                label_smoothing=0.0 if recipe.multi_label else recipe.label_smoothing,  # `LabelsLoss` smooths
                 num_classes=len(class_names),
                 multi_label=recipe.multi_label,
             )
@@ -123,7 +124,7 @@ class ClassificationModule(TaskModule):
         return images, labels
 
     def _losses(self, images: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        loss = self.criterion(logits, labels)
+        loss = self.criterion(logits.float(), labels)  # autocast leaves some losses in half precision on CPUs
         if self.teacher is None:
             return {"loss": loss}
         assert isinstance(self.recipe, ClassificationRecipe)
@@ -216,9 +217,13 @@ class Predictions(Metric):
     probabilities: list[Tensor]
 
     def __init__(self) -> None:
-        super().__init__(compute_on_cpu=True)
+        super().__init__(compute_on_cpu=True, dist_sync_fn=self._gather)
         for name in ("numbers", "labels", "probabilities"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def _gather(self, values: Tensor, group: Any = None) -> list[Tensor]:
+        """Of all processes, by way of the device: NCCL takes nothing on the CPU."""
+        return [part.cpu() for part in gather_all_tensors(values.to(self.device), group)]
 
     def update(self, numbers: Tensor, labels: Tensor, probabilities: Tensor) -> None:
         self.numbers.append(numbers)

@@ -122,7 +122,7 @@ def common_facts(run: ClassifierRun, monitor: str) -> dict[str, Any]:
 def costs(run: ClassifierRun, timed: Table) -> list[tuple[str, str]]:
     """(figure, what it is) of the model's size and speed."""
     size = run.recipe.data.size
-    cost = count_complexity(run.predictor.model, (3, size, size))
+    cost = count_complexity(run.predictor.model, (run.recipe.data.channels, size, size))
     return [
         (f"{cost.params / 1e6:.2f}M", "parameters"),
         (f"{cost.macs / 1e6:,.1f}M", f"multiply-accumulates at {size}×{size}"),
@@ -231,11 +231,11 @@ def percent(share: str | None) -> str:
 
 
 def model_speed(run: ClassifierRun, seconds: float) -> Table:
-    model, size = run.predictor.model, run.recipe.data.size
+    model, data = run.predictor.model, run.recipe.data
     calls: dict[str, Any] = {
         f"{count} image{'s' if count > 1 else ''} at once": (
             count,
-            partial(model, torch.zeros(count, 3, size, size)),
+            partial(model, torch.zeros(count, data.channels, data.size, data.size)),
         )
         for count in (1, 32)
     }
