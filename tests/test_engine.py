@@ -298,7 +298,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint(
     ("override", "message"),
     [
         ("trainer.batch_size=2000", r"a batch of 2000 is more than the 1347 training samples; pass --set"),
-        ("trainer.accumulate=64", r"mixup and cutmix pair the images of a batch, which are 1"),
+        ("trainer.accumulate=64", r"mixup and cutmix pair the images of a batch, and 1 is odd"),
         ("trainer.devices=3", r"batch_size 64 must be a multiple of devices × accumulate = 3 × 1"),
         (
             "schedule.warmup_steps=4",
