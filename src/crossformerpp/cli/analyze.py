@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -277,15 +278,13 @@ def _place(text: str) -> tuple[float, float]:
 
 
 def _macs(text: str) -> int:
-    number = text.removesuffix("MACs")  # as `predict --budget` writes it
-    scale = {"K": 1e3, "M": 1e6, "G": 1e9}.get(number[-1:].upper())
-    try:
-        macs = float(number[:-1]) * scale if scale else float(number)
-    except ValueError:
-        macs = 0.0
-    if macs <= 0:
-        raise ValueError(f"--budget {text}: give multiply-accumulates such as 4.2GMACs or 380M")
-    return round(macs)
+    from crossformerpp.tasks.points import parse_budget
+
+    with suppress(ValueError):
+        budget = parse_budget(text)
+        if budget.cost == "macs":
+            return round(budget.most)
+    raise ValueError(f"--budget {text}: give multiply-accumulates such as 4.2GMACs or 380M")
 
 
 def _distance_rows(blocks: Sequence[BlockAttention]) -> Iterator[dict[str, Any]]:

@@ -49,6 +49,11 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2
     return linear(_onednn_gelu(rows, weight1, bias1), weight2, bias2).view(*x.shape[:-1], len(weight2))
 
 
+def _onednn_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows·weightᵀ + bias."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
 def _onednn_gelu(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """gelu(rows·weightᵀ + bias) in one pass."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
@@ -98,8 +103,8 @@ def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 def _onednn_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     (T, M), K = grad.shape, x.shape[1]
     if K < M < T:  # oneDNN copies the first factor, so that should be the smaller one
-        return torch.ops.mkldnn._linear_pointwise(x.t(), grad.t(), None, "none", [], "").t().contiguous()
-    return torch.ops.mkldnn._linear_pointwise(grad.t(), x.t(), None, "none", [], "")
+        return _onednn_product(x.t(), grad.t()).t().contiguous()
+    return _onednn_product(grad.t(), x.t())
 
 
 def _sample(x: Tensor, rows: int) -> Tensor:
@@ -126,7 +131,7 @@ class _OneDNNProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _onednn_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -20,7 +20,9 @@ from crossformerpp.recipes.schema import BaseRecipe, Section
 from crossformerpp.tasks.saved import SavedRun, open_saved
 
 _SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
-_BUDGET = re.compile(r"(\d+\.?\d*|\.\d+)\s*(?:(?P<ms>ms)|(?P<scale>[KMG]?)(?:MACs?)?)", re.IGNORECASE)
+_BUDGET = re.compile(
+    r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?:(?P<ms>ms)|(?P<scale>[KMG]?)(?:MACs?)?)", re.IGNORECASE
+)
 
 
 class SettingSection(Section):
