@@ -7,7 +7,7 @@ from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
-from crossformerpp.data.names import read_class_names, read_json
+from crossformerpp.data.names import read_json, read_text
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 LIST = "imagenet_2012_validation_synset_labels.txt"
@@ -19,10 +19,10 @@ def read_val_labels(root: Path) -> list[str]:
     Read from the official development kit, or from a list of one synset per line.
 
     Raises:
-        ValueError: Neither is there, or the kit cannot be read.
+        ValueError: Neither is there, or the one found cannot be read.
     """
     if (root / LIST).is_file():
-        return read_class_names(root / LIST)
+        return read_text(root / LIST).split()
     if not (root / DEVKIT).is_file():
         raise ValueError(f"{root}: the validation labels are missing; put {DEVKIT} or {LIST} there")
     from scipy.io import loadmat  # comes with scikit-learn
