@@ -58,7 +58,7 @@ def read_yolo(
             f"{found.source}: none of {len(images)} images has a label file; for {images[0]['file_name']} expected "
             f"{_wanted(found.root / images[0]['file_name'], found.root).relative_to(found.root)}"
         )
-    for where in _corners(annotations):
+    for where in _corners(page.boxes):
         page.refused.add(NOT_CENTRES, where)
     for stray in page.labels.strays():
         problems.add("label file without an image", stray)
@@ -77,6 +77,7 @@ class _Page:
 
     Attributes:
         owners: The first image of each label file.
+        boxes: x, y, width, height of each line that has a box, by its file and number.
     """
 
     found: YoloSet
@@ -84,6 +85,7 @@ class _Page:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     owners: dict[Path, str] = field(default_factory=dict)
+    boxes: dict[str, list[float]] = field(default_factory=dict)
     refused: Problems = field(default_factory=Problems)
     notes: Problems = field(default_factory=Problems)
 
@@ -106,7 +108,9 @@ class _Page:
             kind = "images of one name and one label file (the same objects for each)"
             self.notes.add(kind, printable(f"{other}, {name}"))
         where = printable(file.relative_to(found.root).as_posix())
-        reader = _Lines(where, len(found.class_names), size, found.has_keypoints, problems, self.refused)
+        reader = _Lines(
+            where, len(found.class_names), size, found.has_keypoints, problems, self.refused, self.boxes
+        )
         things = reader.read(file)
         if things is not None:
             self.images.append(entry)
@@ -123,6 +127,7 @@ class _Lines:
     has_keypoints: bool
     problems: Problems
     refused: Problems
+    boxes: dict[str, list[float]]
 
     def read(self, file: Path) -> list[dict[str, Any]] | None:
         """What a file holds; None: it cannot be read."""
@@ -142,9 +147,7 @@ class _Lines:
             numbers = numbers[:5]
         if numbers is None or not (len(numbers) == 5 or (len(numbers) >= 7 and len(numbers) % 2)):
             shown = " ".join(cells[:6]) + (" …" if len(cells) > 6 else "")
-            self.problems.add(
-                "line that is neither `class x y width height` nor `class` and a polygon", f"{where}: {shown}"
-            )
+            self.problems.add(WRONG_LINE, f"{where}: {shown}")
             return None
         label, *values = numbers
         if label != int(label) or not 0 <= label < self.num_classes:
@@ -157,7 +160,7 @@ class _Lines:
         width, height = self.size
         if len(values) == 4:
             x, y, w, h = values
-            entry["line"] = values
+            self.boxes[where] = values
             return entry | {"bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]}
         xs, ys = ([value * side for value in values[start::2]] for start, side in ((0, width), (1, height)))
         polygon = [value for point in zip(xs, ys, strict=True) for value in point]
@@ -165,16 +168,15 @@ class _Lines:
         return entry | {"bbox": box, "segmentation": [polygon], "area": _area(xs, ys)}
 
 
-def _corners(annotations: list[dict[str, Any]]) -> list[str]:
+def _corners(boxes: dict[str, list[float]]) -> list[str]:
     """Where boxes are that leave the image, if all would make sense as corners: lines of another format."""
-    lines = [(entry["id"], *entry.pop("line")) for entry in annotations if "line" in entry]
     outside = [
         where
-        for where, x, y, w, h in lines
+        for where, (x, y, w, h) in boxes.items()
         if min(x - w / 2, y - h / 2) < -_SLACK or max(x + w / 2, y + h / 2) > 1 + _SLACK
     ]
-    are_corners = all(w > x and h > y for _, x, y, w, h in lines)
-    return outside if are_corners and 3 * len(outside) > len(lines) > 2 else []
+    are_corners = all(w > x and h > y for x, y, w, h in boxes.values())
+    return outside if are_corners and 3 * len(outside) > len(boxes) > 2 else []
 
 
 def _numbers(cells: list[str]) -> list[float] | None:
