@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+import crossformerpp
 from crossformerpp.cli import main
 from crossformerpp.data.classification import open_digits
 from tiny import tiny_values
@@ -293,6 +294,14 @@ def test_a_checkpoint_with_code_is_refused_and_not_executed(call: Call, tmp_path
         assert status == 2
         assert "refused" in err
     assert not (tmp_path / "exploded").exists()
+
+
+def test_the_version_and_the_help_of_a_missing_command(call: Call) -> None:
+    assert call("--version") == (0, f"crossformerpp {crossformerpp.__version__}\n", "")
+    for group in ((), ("analyze",), ("data",)):
+        status, out, err = call(*group)
+        assert (status, err) == (2, "")
+        assert "Usage: " in out
 
 
 def test_the_package_and_its_help_load_no_trainer() -> None:

@@ -67,7 +67,7 @@ def test_the_papers_protocol_on_the_command_line():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["no_such_model", *FAST], "unknown model 'no_such_model'"),
+        (["no_such_model", *FAST], "no model 'no_such_model'"),
         (["crossformer_tiny", "--size", "a"], "size 'a'"),
         (["crossformer_tiny", *FAST, "--options", "3"], "--options '3': expected a mapping"),
         (["crossformer_tiny", *FAST, "--options", "group_size: 7"], "options of crossformer_tiny: "),

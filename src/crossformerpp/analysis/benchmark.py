@@ -130,7 +130,7 @@ def build(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """
     torch.manual_seed(0)
     if not timm.is_model(name):
-        raise ValueError(f"unknown model {name!r}: `timm.list_models()` lists what there is")
+        raise ValueError(f"no model {name!r}; `timm.list_models()` in Python lists them")
     try:
         return timm.create_model(name, **(options or {}) if name in VARIANTS else {})
     except TypeError as error:

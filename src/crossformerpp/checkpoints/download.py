@@ -106,7 +106,9 @@ def keep_file(name: str, source: Path) -> Path:
 
 def _release(name: str) -> Release:
     if name not in releases():
-        raise ValueError(f"{name}: no weights are known of this model; of {', '.join(releases())} they are")
+        raise ValueError(
+            f"{name}: the authors released no weights of this model; choose from {', '.join(releases())}"
+        )
     return releases()[name]
 
 

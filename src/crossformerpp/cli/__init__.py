@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -43,6 +43,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"crossformerpp {crossformerpp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 app.command()(train.train)
 app.command(name="eval")(train.evaluate)
 app.command()(replay.replay)
@@ -125,9 +143,9 @@ def _signal_again(unraisable: "sys.UnraisableHookArgs") -> None:
 
 
 def _usage(error: Any) -> str:
-    """A wrong argument, and where its command explains itself."""
+    """A wrong argument, and where its command explains itself; empty after the help that a missing command shows."""
     message, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
-    if context is None or message.endswith("?"):  # did you mean …?
+    if context is None or not message or message.endswith("?"):  # did you mean …?
         return message
     return f"{message}; see {context.command_path} --help"
 
@@ -148,5 +166,6 @@ def _format_own_warning(
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"crossformer: {' '.join(plain(message).split())}", file=sys.stderr)
+    if message:
+        print(f"crossformer: {' '.join(plain(message).split())}", file=sys.stderr)
     sys.exit(status)

@@ -275,7 +275,7 @@ def split_folder(root: Path, which: Which) -> tuple[Path, bool]:
     if wanted not in splits:
         own = next(iter(splits.values()))
         raise ValueError(
-            f"{root}: holds only one of train/ and val/; {wanted}/ is missing (pass --data {own} for a split by lot)"
+            f"{root}: holds only one of train/ and val/; {wanted}/ is missing (pass --data {own} to split it at random)"
         )
     return splits[wanted], False
 

@@ -96,7 +96,7 @@ def open_objects(
     seed: int = 0,
     is_whole: bool = False,
 ) -> tuple[ObjectSet, CocoSet]:
-    """A split for training or evaluation; sets without a validation split are split by lot, the same way for a seed.
+    """A split for training or evaluation; sets without a validation split are split at random, the same way for a seed.
 
     Args:
         is_whole: Take all images of a set without splits, to judge a model on them.
@@ -123,7 +123,7 @@ def missing(root: Path, half: Half = "train") -> str:
 
 
 def draw(coco: CocoSet, half: Half, val_fraction: float, seed: int) -> CocoSet:
-    """A share of the images by lot, at least one for either split.
+    """A random share of the images, at least one for either split.
 
     Raises:
         ValueError: There are too few.

@@ -69,7 +69,7 @@ def say_found(train: Split | None, val: Split) -> None:
     if val.found and is_first():
         counts = f"{num_samples(val)} val images"
         if train is not None:
-            drawn = ", split by lot" if train.is_drawn else ""
+            drawn = ", split at random" if train.is_drawn else ""
             counts = f"{num_samples(train)} train / {counts}{drawn}"
         text = f"found: {val.found}, {counts}, {len(val.class_names)} classes"
         print(without_controls(printable(text)), file=sys.stderr)

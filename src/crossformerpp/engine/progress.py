@@ -127,11 +127,11 @@ def summary(trainer: pl.Trainer, module: TaskModule, plan: Plan) -> str:
         for name, part in module.model.named_children()
     ]
     total = sum(p.numel() for p in module.model.parameters())
-    learnt = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     device = trainer.strategy.root_device.type
     return (
-        f"{module.recipe.model.name}: {_count(total)} parameters ({', '.join(parts)}), {_count(learnt)} of them "
-        f"learn; {len(module.class_names)} classes\n"
+        f"{module.recipe.model.name}: {_count(total)} parameters ({', '.join(parts)}), {_count(trainable)} "
+        f"trainable; {len(module.class_names)} classes\n"
         f"{plan.steps} steps of {section.batch_size} images, {plan.steps_per_epoch} an epoch; "
         f"{trainer.world_size} process(es) on {device}, {trainer.precision}"
     )

@@ -172,7 +172,8 @@ def _find_page(name: str) -> dict[str, Any]:
         known = recipe_names()
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            brief = dict.fromkeys(f"{name.split('/')[0]}/…" if "/" in name else name for name in known)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(brief)}"
             raise ValueError(f"no recipe {name!r}; {hint} (or pass the path of a .yaml file)")
         page = Path(str(files("crossformerpp.recipes"))) / f"{name}.yaml"
     return read_page(page, name)

@@ -24,8 +24,8 @@ def create_model(section: ModelSection, **arguments: Any) -> nn.Module:
     """
     if not timm.is_model(section.name):
         near = difflib.get_close_matches(section.name, timm.list_models(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"no model {section.name!r}{hint}")
+        hint = f"did you mean {near[0]}?" if near else "`timm.list_models()` in Python lists them"
+        raise ValueError(f"no model {section.name!r}; {hint}")
     try:
         model: Any = timm.create_model(section.name, **{**section.options, **arguments})
     except TypeError as error:
