@@ -159,10 +159,12 @@ def test_colours_that_only_validation_has_are_refused_by_file(tmp_path: Path) ->
         ("labelmap.txt", "# label:color_rgb:parts:actions\nsky:0,0,255::\nvoid:0,0,0::\nroad:255,0,0::\n"),
     ],
 )
-def test_tables_of_colours_are_found(tmp_path: Path, name: str, text: str) -> None:
+@pytest.mark.parametrize("folder", ["masks", "Masks"])
+def test_tables_of_colours_are_found(tmp_path: Path, name: str, text: str, folder: str) -> None:
     columns = colored(tmp_path, train=[RED, BLACK, BLUE])
     (tmp_path / "images/train").rename(tmp_path / "images/val")
     (tmp_path / "masks/train").rename(tmp_path / "masks/val")
+    (tmp_path / "masks").rename(tmp_path / folder)
     (tmp_path / name).write_text(text)
     source = open_folder(tmp_path, "val")
     assert source.class_names == ["sky", "road"]

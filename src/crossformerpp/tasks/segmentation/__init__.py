@@ -122,7 +122,7 @@ def class_colors(data: SegmentationData, class_names: list[str]) -> list[Color]:
     # where a trained model is only used, its palette file may be gone; the weights know the colours
     if data.palette is not None and data.palette.is_file():
         return read_palette(data.palette).colors
-    if data.source == "folder" and data.root is not None and (data.root / "masks").is_dir():
+    if data.source == "folder" and data.root is not None:
         table = find_palette(data.root, class_names)
         if table is not None and table.names == class_names:
             return table.colors
