@@ -68,8 +68,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     whole: Path, tmp_path: Path, program: Any, workers: int, step: int
 ) -> None:
     run = tmp_path / "run"
-    # Not a fork of this process, where autograd has worked in other tests: PyTorch's does not survive that. Nor one of a
-    # fork server, whose child the loaders' workers would be: they would not notice that the run is killed, and stay.
+    # Not a fork of this process, where autograd has worked in other tests: PyTorch's does not survive that. Nor one
+    # of a fork server, whose children the loader's workers would be: they would not notice the kill, and stay.
     process = multiprocessing.get_context("spawn").Process(target=program, args=(run, workers))
     process.start()
     process.join(timeout=200)
