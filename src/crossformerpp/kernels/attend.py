@@ -95,7 +95,7 @@ def _takes_products(qkv: Tensor, table: Tensor | None, num_heads: int, sides: Si
         }
 
     fixed = "products" if qkv.dtype == torch.bfloat16 else "default"
-    shapes = "attention", n, N, channels, num_heads, qkv.dtype, "inference"
+    shapes = "attention", n, N, channels, num_heads, qkv.dtype
     return choose(shapes, fixed, candidates) == "products"
 
 

@@ -50,7 +50,7 @@ def choose(shapes: Shapes, fixed: str, candidates: Candidates) -> str:
     """The name of the candidate to take for a class of shapes.
 
     Args:
-        shapes: What the choice depends on: operation, sizes, precision, training or not.
+        shapes: What the choice depends on: operation, sizes, layout, precision.
         fixed: The candidate that is taken without measuring.
         candidates: Gives calls on samples of the class, by name; "default", PyTorch's own, among them.
     """

@@ -56,8 +56,9 @@ def block(
     out = torch.empty_like(x)
     for place, sides in chunks:
         rows = x[place] if isinstance(place, slice) else x.index_select(0, place)
-        rows = attended(rows, sides).add_(rows)  # in place: what a branch returns is nobody else's
-        branch = mlp(F.layer_norm(rows, norm2.shape, norm2, norm2_bias, eps[1]), *fc)
+        # in place, for a branch's result is used nowhere else; under autocast it is of a lower precision than the map
+        rows = attended(rows, sides).to(x.dtype).add_(rows)
+        branch = mlp(F.layer_norm(rows, norm2.shape, norm2, norm2_bias, eps[1]), *fc).to(x.dtype)
         if isinstance(place, slice):
             torch.add(rows, branch, out=out[place])
         else:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossformerpp.kernels.choice import choose, rows_class
+from crossformerpp.kernels.choice import choose, mode, rows_class
 from crossformerpp.kernels.execution import is_plain_eager
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -27,10 +27,11 @@ if _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`: x (…, K), weight (M, K), bias (M,) -> (…, M)."""
-    if not _can_take_onednn(x, weight) or _fastest_product(x, weight, bias) == "default":
+    if not _can_take_onednn(x, weight):
         return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    return _OneDNNProduct.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
+        return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+    return _product(x, weight, bias)
 
 
 def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
@@ -47,6 +48,12 @@ def mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2
         return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
     rows = x.reshape(-1, x.shape[-1])
     return linear(_onednn_gelu(rows, weight1, bias1), weight2, bias2).view(*x.shape[:-1], len(weight2))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _fastest_product(x, weight, bias) == "default":
+        return F.linear(x, weight, bias)
+    return _onednn_product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 def _onednn_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +74,7 @@ def _fastest_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
         rows, own, added = _sample(x, T), weight.detach(), None if bias is None else bias.detach()
         return {
             "default": lambda: F.linear(rows, own, added),
-            "oneDNN": lambda: _OneDNNProduct.apply(rows, own, added),
+            "oneDNN": lambda: _onednn_product(rows, own, added),
         }
 
     return choose(("linear", T, *weight.shape, *layout, x.dtype), "oneDNN", candidates)
@@ -83,7 +90,7 @@ def _fastest_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
             "oneDNN": lambda: _onednn_gelu(rows, weight, bias),
         }
 
-    return choose(("linear and gelu", T, *weight.shape, x.dtype, "inference"), "oneDNN", candidates)
+    return choose(("linear and gelu", T, *weight.shape, x.dtype), "oneDNN", candidates)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
@@ -114,6 +121,7 @@ def _sample(x: Tensor, rows: int) -> Tensor:
 def _can_take_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         _HAS_ONEDNN
+        and mode() != "default"
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in _DTYPES
@@ -124,14 +132,17 @@ def _can_take_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-class _OneDNNProduct(torch.autograd.Function):
-    """x (T, K), weight (M, K), bias (M,) or None -> x·weightᵀ + bias, (T, M). Differentiable any number of times."""
+class _Product(torch.autograd.Function):
+    """x (T, K), weight (M, K), bias (M,) or None -> x·weightᵀ + bias, (T, M). Differentiable any number of times.
+
+    Each product, forward and backward, is chosen on its own.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _onednn_product(x, weight, bias)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
