@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import pytest
 from typer.testing import CliRunner
@@ -32,6 +33,18 @@ def test_rows_fit_together_and_are_written(tmp_path):
     with (tmp_path / "bench.csv").open() as file:
         assert [row["model"] for row in csv.DictReader(file)] == models
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_calls_in_turn_are_prepared_outside_the_time(monkeypatch):
+    events, clock = [], iter(range(1000))
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: events.append("clock") or next(clock))
+    calls = {name: partial(events.append, name) for name in "ab"}
+    timings = throughput.time_in_turn(
+        calls, min_runs=1, max_runs=1, warmup=2, prepare={"a": partial(events.append, "prepare a")}
+    )
+    assert events[:5] == ["prepare a", "a", "a", "b", "b"]
+    assert events[6:] == ["prepare a", "clock", "a", "clock", "clock", "b", "clock"]
+    assert {name: timing.runs for name, timing in timings.items()} == {"a": 1, "b": 1}
 
 
 def test_the_papers_protocol_waits_twice_around_30_runs_in_a_row(monkeypatch):

@@ -202,6 +202,9 @@ def test_budgets_are_read_in_all_their_units() -> None:
     assert parse_budget("2.1GMACs") == parse_budget("2100M") == ("macs", 2.1e9)
     assert parse_budget("380mmacs") == parse_budget("380e6".replace("e6", "M")) == ("macs", 380e6)
     assert str(parse_budget("2.1G")) == "2.1 GMACs"
+    for text in ("0ms", "1e999", "1e999ms", "-1G", "nan"):
+        with pytest.raises(ValueError, match="give milliseconds"):
+            parse_budget(text)
 
 
 def test_a_front_of_another_checkpoint_or_a_damaged_one_is_refused(run, digits, call, tmp_path) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.tiny import tiny_values
 
 from crossformerpp import cli
+from crossformerpp.data.labelled import open_labelled
 
 
 def call(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -84,3 +85,21 @@ def test_class_folders_beside_a_table_are_refused(table: Path, capfd: pytest.Cap
     assert status == 2
     assert "both class folders and a table of images (labels.csv); pass --set data.format=folders" in err
     assert call(capfd, "data", "check", table, "--format", "table")[0] == 0
+
+
+def test_classes_that_differ_only_in_case_are_a_note(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    page = (table / "labels.csv").read_text()
+    (table / "labels.csv").write_text(page.replace("dark", "A").replace("bright", "a"))
+    status, out, err = call(capfd, "data", "check", table)
+    assert (status, err) == (0, "")
+    assert "classes that differ only in case: A and a; are they one?" in " ".join(out.split())
+
+
+def test_a_table_of_something_else_is_not_in_the_way(table: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call(capfd, "data", "check", table, "--format", "voc")
+    assert status == 2
+    assert "column" not in err
+    (table / "labels.csv").write_text("what,else\n1,2\n")
+    assert "no column of image paths" in call(capfd, "data", "check", table)[2]
+    (table / "pictures").rename(table / "cat")
+    assert len(open_labelled(table, "test", class_names=["cat", "dog"])) == 8

@@ -462,5 +462,7 @@ def test_the_check_names_images_that_no_annotation_names_and_sets_of_nothing(tmp
     Image.new("RGB", (64, 48)).save(folder / "._new.png", "PNG")
     for place in (tmp_path, file):
         report = next(iter(check_objects(place)))
-        assert "1 × image that the annotations do not name (it is left out) (new.png)" in report.notes
-        assert "no object that could be trained on or judged but crowds" in report.problems
+        assert (
+            "1 × image without a usable entry in the annotations (it is left out) (new.png)" in report.notes
+        )
+        assert "no objects to train on or to evaluate but crowds" in report.problems

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from pycocotools.coco import COCO
 from crossformerpp import cli
 from crossformerpp.data.classification import open_folder
 from crossformerpp.data.coco import CocoSet
-from crossformerpp.data.convert import convert
+from crossformerpp.data.convert import _Names, convert
 from crossformerpp.data.drawn_masks import open_drawn
 from crossformerpp.data.labelled import open_labelled
+from crossformerpp.data.names import require_class_names
 from crossformerpp.data.objects import open_objects
 from crossformerpp.data.scenes import write_digit_scenes
 from crossformerpp.data.segmentation import open_folder as open_masks
@@ -207,32 +209,63 @@ def test_images_that_differ_only_in_their_extension_keep_their_own_labels(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:.*train holds the images of val")
-@pytest.mark.parametrize("name", ["cat\ndog", " cat", "cat\x1b[31m"])
-def test_names_that_a_format_would_change_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["cat\ndog", "cat\x1b[31m"])
+def test_names_that_a_format_would_change_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     root = pictured(tmp_path / "in", ["a.png", "b.png"])
     names = json.dumps([name, "dog"])
     (root / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames: {names}\n")
     convert(root, tmp_path / "yolo", "yolo")
+    monkeypatch.setattr(shutil, "copyfile", lambda *paths: pytest.fail("an image was copied first"))
     with pytest.raises(ValueError, match=r"the class .*cat.*; rename it"):
         convert(root, tmp_path / "voc", "voc")
     assert open_objects(tmp_path / "yolo", "val")[1].class_names == [name, "dog"]
     assert not (tmp_path / "voc").exists()
 
 
+def test_spaces_around_names_are_left_out(tmp_path: Path) -> None:
+    root = pictured(tmp_path / "in", ["a.png", "b.png"])
+    pictured(root, ["c.png"], half="val")
+    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: ['cat ', dog]\n")
+    convert(root, tmp_path / "voc", "voc")
+    assert (tmp_path / "voc/classes.txt").read_text() == "cat\ndog\n"
+    assert open_objects(tmp_path / "voc", "val")[1].class_names == ["cat", "dog"]
+    with pytest.raises(ValueError, match="two classes are called dog; rename one"):
+        require_class_names(["dog", "dog"], root)
+
+
+def test_tables_beside_objects_do_not_matter(tmp_path: Path) -> None:
+    """As TensorFlow's object detection tutorial lays them out, with a test.py besides."""
+    root = pictured(tmp_path / "in", ["a.png", "b.png"])
+    pictured(root, ["c.png"], half="val")
+    for name in ("train_labels.csv", "test_labels.csv", "more_labels.csv"):
+        (root / name).write_text("filename,class\na.png,cat\n")
+    (root / "test.py").write_text("")
+    assert convert(root, tmp_path / "out", "coco").notes == []
+
+
+def test_many_files_of_one_name_keep_apart(tmp_path: Path) -> None:
+    names = _Names(by_stem=True)
+    given = [names.of(Path(f"{number}/rgb.png"), "images") for number in range(3)]
+    assert [*given, names.of(Path("rgb-2.jpg"), "images"), names.of(Path("9/rgb.png"), "images")] == [
+        "rgb.png", "rgb-2.png", "rgb-3.png", "rgb-2-2.jpg", "rgb-4.png",
+    ]  # fmt: skip
+    assert names.of(Path("rgb.png"), "more") == "rgb.png"
+
+
 def test_a_test_split_that_is_not_written_is_told(tmp_path: Path) -> None:
     root = pictured(tmp_path / "in", ["a.png", "b.png"])
     for half in ("val", "test"):
         pictured(root, ["c.png"], half=half)
-    assert convert(root, tmp_path / "out", "coco").notes == [
-        "of a test split nothing is written (images/test)"
-    ]
+    assert convert(root, tmp_path / "out", "coco").notes == ["the test split is not converted (images/test)"]
     table = tmp_path / "in/labels.csv"
     for name in "cd":
         Image.new("RGB", (40, 40)).save(root / f"{name}.png")
     rows = ("images/train/a.png,a,train", "images/train/b.png,b,train", "c.png,a,val", "d.png,b,test")
     table.write_text("\n".join(["path,label,split", *rows]) + "\n")
     assert convert(table, tmp_path / "folders", "folders").notes == [
-        "of a test split nothing is written (1 rows of labels.csv)"
+        "the test split is not converted (1 rows of labels.csv)"
     ]
 
 

@@ -375,6 +375,15 @@ def test_what_cannot_be_examined_is_said(
     assert not (tmp_path / "doctor").exists()
 
 
+def test_a_split_may_lack_a_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, folder in enumerate(("train/a", "train/b", "val/b")):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for place, face in enumerate(faces()[4 * number : 4 * number + 4]):
+            face.save(tmp_path / "data" / folder / f"{place}.png")
+    assert run(tmp_path / "data", "--out", tmp_path / "doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 12
+
+
 @pytest.mark.parametrize("form", ["yolo", "table"])
 def test_data_in_other_formats_are_examined(tmp_path: Path, form: str) -> None:
     """The first training picture lies among those of validation, too."""

@@ -73,6 +73,23 @@ def test_tables_of_every_shape_say_the_same(folder: Path, lines: list[str]) -> N
     assert dataset[2][1].tolist() == [0, 0, 0]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["[1, 3]", "[3]", "[]", "[10]"], [{"1", "3"}, {"3"}, set(), {"10"}]),  # pandas' of numbers
+        (["[1 3]", "[3]", "[]", "[10]"], [{"1", "3"}, {"3"}, set(), {"10"}]),  # numpy's
+        (["[red cat, dog]", "[dog]", "[]", "[sea]"], [{"red cat", "dog"}, {"dog"}, set(), {"sea"}]),
+        (
+            ["(old) cat;dog", "dog", "", "dog;(old) cat"],
+            [{"(old) cat", "dog"}, {"dog"}, set(), {"(old) cat", "dog"}],
+        ),
+    ],
+)
+def test_lists_without_quotes(folder: Path, cells: list[str], expected: list[set[str]]) -> None:
+    write(folder, "path|labels", *(f"{name}|{cell}" for name, cell in zip(PICTURES, cells, strict=True)))
+    assert sets_of(opened(folder)) == dict(zip(PICTURES, expected, strict=True))
+
+
 def test_parquet_may_hold_lists(folder: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -90,7 +107,7 @@ def test_parquet_may_hold_lists(folder: Path) -> None:
 def test_sets_of_one_label_each_are_no_sets_perhaps(folder: Path) -> None:
     write(folder, "path,tags", "img/0.png,haze primary", "img/1.png,clear primary", "img/2.png,Clear primary")
     separators = r"no image has two labels; they are separated by ; \| ,, as in Clear primary;clear primary"
-    case = "classes that differ in upper case alone: Clear primary and clear primary"
+    case = "classes that differ only in case: Clear primary and clear primary"
     with pytest.warns(UserWarning, match=separators), pytest.warns(UserWarning, match=case):
         opened(folder, "train", val_fraction=0.5)
 

@@ -199,6 +199,20 @@ def test_palettes_that_cannot_be_used(tmp_path: Path, text: str, message: str) -
         read_palette(tmp_path / "palette.csv")
 
 
+def test_a_palette_may_name_the_classes_of_index_masks(tmp_path: Path) -> None:
+    """Masks of one channel hold values, unless others are in colour."""
+    make_folder(tmp_path)
+    expected = [open_folder(tmp_path, "test").open(number)[1].tolist() for number in range(5)]
+    (tmp_path / "names.csv").write_text("name,r,g,b\na,0,0,0\nb,255,255,255\nc,255,0,0\n")
+    source = open_folder(tmp_path, "test", palette=tmp_path / "names.csv")
+    assert source.class_names == ["a", "b", "c"]
+    assert [source.open(number)[1].tolist() for number in range(5)] == expected
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "masks/0.png")
+    Image.new("L", (50, 40), 255).save(tmp_path / "masks/1.png")
+    source = open_folder(tmp_path, "test", palette=tmp_path / "names.csv")
+    assert [int(source.open(number)[1].max()) for number in range(2)] == [2, 1]
+
+
 def test_index_pictures_read_back(tmp_path: Path) -> None:
     for num_classes in (11, 300):
         labels = RNG.integers(0, num_classes, (9, 7)).astype(np.int16)

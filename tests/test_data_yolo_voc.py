@@ -407,7 +407,7 @@ def test_voc_files_that_are_used_or_left_out_are_told(tmp_path: Path) -> None:
 
 def test_voc_classes_in_two_spellings_and_empty_lists_are_told(tmp_path: Path) -> None:
     voc(tmp_path, {"a": [("Cat", BOX)], "b": [("cat", BOX)], "c": [("cat", BOX)]})
-    with pytest.warns(UserWarning, match=r"differ in upper case alone \(are they one\?\) \(Cat and cat\)"):
+    with pytest.warns(UserWarning, match=r"differ only in case \(are they one\?\) \(Cat and cat\)"):
         open_objects(tmp_path, "train")
     (tmp_path / "ImageSets/Main/train.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"no image can be used \(the list of train is empty"):
@@ -416,16 +416,78 @@ def test_voc_classes_in_two_spellings_and_empty_lists_are_told(tmp_path: Path) -
 
 def test_lists_that_share_images_are_told_and_other_xml_is_no_annotation(tmp_path: Path) -> None:
     voc(tmp_path / "voc", {name: [("cat", BOX)] for name in "abc"})
-    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("a\nc\n")
+    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("a.jpg\nc\n")
     with pytest.warns(
-        UserWarning, match=r"1 × image of training and validation, so that its figures flatter \(a\)"
+        UserWarning, match=r"1 × image of training and validation, whose metrics will be too good \(a\)"
     ):
         open_objects(tmp_path / "voc", "val")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/metadata.xml").write_text("<photos/>")
     assert find_objects(tmp_path / "photos") is None
+    (tmp_path / "photos/annotations/cvat").mkdir(parents=True)
+    (tmp_path / "photos/annotations/cvat/annotations.xml").write_text("<annotations><version/></annotations>")
+    assert find_objects(tmp_path / "photos") is None
     (tmp_path / "photos/a.xml").write_text(voc_page([("cat", BOX)], "a.jpg"))
     assert find_objects(tmp_path / "photos") is not None
+
+
+def test_old_xml_files_below_those_of_coco_do_not_count(tmp_path: Path) -> None:
+    voc(tmp_path, {"a": [("cat", BOX)], "b": [("cat", BOX)]}, lists=False)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "Annotations").rename(tmp_path / "annotations/xmls")
+    for half in ("train", "val"):
+        (tmp_path / f"annotations/instances_{half}.json").write_text("{}")
+        picture(tmp_path / f"images/{half}/a.jpg")
+    found = find_objects(tmp_path)
+    assert found is not None
+    assert found.format == "coco"
+
+
+def test_names_are_found_in_any_case(tmp_path: Path) -> None:
+    """As Windows and macOS find them: extensions of images, labels, and lines of lists."""
+    voc(tmp_path / "voc", {"IMG_0": [("dog", BOX)], "IMG_1": [("cat", BOX)], "frame.0001": [("cat", BOX)]})
+    for name in ("IMG_0", "IMG_1"):
+        (tmp_path / f"voc/JPEGImages/{name}.jpg").rename(tmp_path / f"voc/JPEGImages/{name}.JPG")
+    page = (tmp_path / "voc/Annotations/IMG_1.xml").read_text()
+    (tmp_path / "voc/Annotations/IMG_1.xml").write_text(page.replace("IMG_1.jpg", "IMG_0.JPG"))
+    (tmp_path / "voc/ImageSets/Main/train.txt").write_text("img_0\nIMG_1\n")
+    with pytest.warns(UserWarning, match=r"1 × annotation file with another image's <filename>"):
+        train = open_objects(tmp_path / "voc", "train")[1]
+    assert [(name, label) for name, label, _ in things(train)] == [("IMG_0", "dog"), ("IMG_1", "cat")]
+    page = (tmp_path / "voc/Annotations/frame.0001.xml").read_text()
+    (tmp_path / "voc/Annotations/frame.0001.xml").write_text(page.replace("frame.0001.jpg", "frame.0001"))
+    found = find_objects(tmp_path / "voc")
+    assert found is not None
+    val = found.read("val")
+    assert [image.path.name for image in val.images] == ["frame.0001.jpg"]
+    assert not val.notes.found
+
+    yolo(tmp_path / "yolo")
+    (tmp_path / "yolo/labels/train/a.txt").write_text(yolo_box(1))
+    (tmp_path / "yolo/labels/train/a.txt").rename(tmp_path / "yolo/labels/train/A.txt")
+    assert ("a", "dog", BOX) in things(open_objects(tmp_path / "yolo", "train")[1])
+
+
+def test_a_drawn_split_without_objects_is_refused(tmp_path: Path) -> None:
+    page = "train: images/train\nnames: [cat, dog]\n"
+    yolo(tmp_path, page=page)
+    for number in range(8):
+        picture(tmp_path / f"images/train/more{number}.png")
+    found = find_objects(tmp_path)
+    assert found is not None
+    images = found.read(None).images
+    seen = set()
+    for seed in range(10):
+        drawn = np.random.default_rng(seed).permutation(len(images))[:2].tolist()
+        seen.add(has_objects := any(images[number].objects for number in drawn))
+        if has_objects:
+            assert things(open_objects(tmp_path, "val", seed=seed)[1])
+        else:
+            with pytest.raises(
+                ValueError, match="none of the 2 images drawn for val has an object; change data"
+            ):
+                open_objects(tmp_path, "val", seed=seed)
+    assert seen == {True, False}
 
 
 def test_xml_entities_are_not_expanded(tmp_path: Path) -> None:

@@ -367,7 +367,9 @@ def test_folded_position_bias_changes_nothing_up_to_its_size():
             torch.testing.assert_close(folded(x), model(x), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"cooling": 1, "cooling_kind": "gated"}])  # whose maps autocast leaves float32
+@pytest.mark.parametrize(
+    "options", [{}, {"cooling": 1, "cooling_kind": "gated"}]
+)  # whose maps autocast leaves float32
 def test_half_precision_is_finite_and_close(options):
     model, x = _tiny(**options), torch.randn(2, 3, 96, 80)
     with torch.no_grad():

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from crossformerpp import engine
+from crossformerpp import engine, share
 from crossformerpp.analysis.report import DrawnFigure, Report, Shown, Table, to_html
 from crossformerpp.checkpoints import convert, read_checkpoint
 from crossformerpp.recipes.load import load_recipe
+from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.saved import open_saved
-from tiny import tiny_recipe
+from tiny import tiny_recipe, tiny_values
 
 
 def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -101,3 +104,21 @@ def test_the_built_in_run_needs_no_network(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     engine.train(tiny_recipe("trainer.steps=2"), tmp_path / "run")
+
+
+def test_a_trained_model_fetches_no_weights(tmp_path: Path) -> None:
+    """Though it began with weights that timm fetched: those are part of the run now."""
+    file = tmp_path / "weights.safetensors"
+    model = timm.create_model("crossformerpp_small", num_classes=10, **tiny_values()["model"]["options"])
+    save_file(model.state_dict(), file)
+    overlay = f"model.options.pretrained_cfg_overlay={{file: {file}, num_classes: 10}}"
+    recipe = tiny_recipe("trainer.steps=2", "model.options.pretrained=true", overlay)
+    metrics = engine.train(recipe, tmp_path / "run")
+    file.unlink()
+    with pytest.raises((OSError, RuntimeError)):
+        create_model(recipe.model)
+    assert engine.evaluate(tmp_path / "run", out=tmp_path / "judged")["top1"] == metrics["top1"]
+    engine.resume(tmp_path / "run", ["trainer.steps=3"])
+    assert "pretrained: true" in (tmp_path / "run/recipe.yaml").read_text()
+    share.write_folder(tmp_path / "run", tmp_path / "shared")
+    assert timm.create_model(f"local-dir:{tmp_path / 'shared'}").num_classes == 10

@@ -82,7 +82,7 @@ def test_a_run_without_its_metric_is_refused() -> None:
     module = module_with()
     for metrics in ({}, {"top1": float("nan")}):
         module.last_evaluation = SimpleNamespace(metrics=metrics)
-        with pytest.raises(ValueError, match="the validation data give no top1"):
+        with pytest.raises(ValueError, match="so that there is no top1"):
             _ = module.result
 
 

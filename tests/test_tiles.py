@@ -263,29 +263,29 @@ def test_training_tiles_hold_what_is_left_of_objects(tmp_path, with_masks):
     [
         (("detection", None, None), []),
         (("detection", 640, None), ["data.tiles={size: 640, overlap: 0.2}"]),
-        (
-            ("segmentation", 512, 0.25),
-            [
-                "inference.mode=slide",
-                "inference.short_side=null",
-                "inference.window=512",
-                "inference.stride=384",
-            ],
-        ),
     ],
 )
-def test_the_option_sets_the_recipe(arguments, expected):
+def test_the_option_sets_the_recipe_of_a_detector(arguments, expected):
     assert tile_overrides(*arguments) == expected
-    name = {"detection": "objects", "segmentation": "masks"}[arguments[0]]
-    recipe = load_recipe(name, expected)
-    if arguments[0] == "segmentation":
-        assert (recipe.inference.mode, recipe.inference.window, recipe.inference.stride) == (
-            "slide",
-            512,
-            384,
-        )
-    elif expected:
+    recipe = load_recipe("objects", expected)
+    if expected:
         assert recipe.data.tiles == TilesSection(size=640, overlap=0.2)
+
+
+@pytest.mark.parametrize(
+    ("size", "overlap", "stride"),
+    [(512, 0.25, 384), (512, 0.34, 336), (512, None, 408), (1024, None, 816), (32, 0.99, 4), (64, 0.0, 64)],
+)
+def test_the_option_sets_the_recipe_of_a_segmenter(size, overlap, stride):
+    """Windows overlap at least as much as asked for, by a multiple of 4."""
+    recipe = load_recipe("masks", tile_overrides("segmentation", size, overlap))
+    found = (
+        recipe.inference.mode,
+        recipe.inference.short_side,
+        recipe.inference.window,
+        recipe.inference.stride,
+    )
+    assert found == ("slide", None, size, stride)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +295,7 @@ def test_the_option_sets_the_recipe(arguments, expected):
         (("detection", None, 0.2), "pass --tiles SIZE"),
         (("detection", 640, 1.0), "--overlap 1"),
         (("detection", 8, 0.2), "--tiles 8"),
+        (("segmentation", 510, None), "--tiles 510.*multiple of 4"),
     ],
 )
 def test_bad_options_are_named(arguments, words):

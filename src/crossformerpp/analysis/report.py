@@ -156,7 +156,7 @@ def picture_uri(image: Image.Image) -> str:
 def image_uri(image: Image.Image, side: int = _THUMBNAIL) -> str:
     """A small version of an image as a data URI."""
     small = image.copy()
-    small.thumbnail((side, side))  # which leaves a pixel at least of the short side
+    small.thumbnail((side, side))  # keeps the short side at least one pixel
     kind = "png" if max(small.size) <= 64 else "jpeg"
     content = BytesIO()
     small.save(content, kind)

@@ -63,20 +63,25 @@ def time_in_turn(
     max_runs: int = 200,
     warmup: int = 2,
     device: str = "cpu",
+    prepare: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Timing]:
     """Time callables one after the other, round after round, so that a slow spell of the machine hits all of them.
 
     Args:
         seconds: Rounds start for about this long in all, but at least `min_runs` and at most `max_runs` are made.
         device: On "cuda" every call is waited for.
+        prepare: What is called before a callable, by its name, and not timed.
     """
-    for call in calls.values():
+    prepare = prepare or {}
+    for name, call in calls.items():
+        prepare.get(name, _nothing)()
         for _ in range(warmup):
             call()
     spent: dict[str, list[float]] = {name: [] for name in calls}
     begin, runs = time.perf_counter(), 0
     while runs < min_runs or (runs < max_runs and time.perf_counter() - begin < seconds):
         for name, call in calls.items():
+            prepare.get(name, _nothing)()
             _wait(device)
             start = time.perf_counter()
             call()
@@ -84,6 +89,10 @@ def time_in_turn(
             spent[name].append(time.perf_counter() - start)
         runs += 1
     return {name: _summary(times) for name, times in spent.items()}
+
+
+def _nothing() -> None:
+    pass
 
 
 def peak_extra_memory(call: Callable[[], Any], device: str = "cpu") -> int:

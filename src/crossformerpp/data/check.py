@@ -108,7 +108,7 @@ def _note_unnamed(found: ObjectSet, half: Half | None, coco: CocoSet, splits: Se
         for path in find_files(folder, IMAGE_EXTENSIONS, Problems()):
             if path not in named:
                 name = printable(path.relative_to(folder).as_posix())
-                coco.notes.add("image that the annotations do not name (it is left out)", name)
+                coco.notes.add("image without a usable entry in the annotations (it is left out)", name)
 
 
 def _read(found: ObjectSet, half: Half, train: tuple[CocoSet, list[str]] | None) -> tuple[CocoSet, list[str]]:
@@ -147,9 +147,7 @@ def _check(
     if (problem := suspicion(coco)) is not None:
         problems.insert(0, problem)
     if not counts["objects"]:
-        problems.append(
-            "no object that could be trained on or judged" + " but crowds" * bool(counts["crowds"])
-        )
+        problems.append("no objects to train on or to evaluate" + " but crowds" * bool(counts["crowds"]))
     lines = notes.lines()
     if counts["objects"] and not counts["objects with masks"]:
         lines.append("no masks: train with --set detector.name=retinanet")

@@ -21,7 +21,7 @@ from crossformerpp.data.pixel_statistics import (
     read_for_statistics,
 )
 from crossformerpp.data.pixels import PixelFormat, Pixels
-from crossformerpp.data.problems import Problems
+from crossformerpp.data.problems import Problems, Remark
 from crossformerpp.data.split import Which
 
 
@@ -80,20 +80,21 @@ def check_labels(
         ValueError: As `labelled.open_labelled`.
     """
     left_out: list[str] = []
+    notes: list[str] = []
     opened = partial(open_labelled, root, wanted=wanted, multi_label=multi_label)
     listed = looked_for(root)
-    train = _open(opened, "train", None, left_out, listed)
+    train = _open(opened, "train", None, left_out, notes, listed)
     guess, note = guess_channels(train.images)
     channels = channels or guess
-    notes = [note] if note and channels is None else []
+    notes += [note] if note and channels is None else []
     if train.is_drawn:
-        everything = _open(opened, "test", train.class_names, [], listed)
+        everything = _open(opened, "test", train.class_names, [], [], listed)
         yield _check(everything, "all", left_out, track, channels, notes)
         return
     yield _check(train, "train", left_out, track, channels, notes)
-    left_out = []
-    val = _open(opened, "val", train.class_names, left_out, listed)
-    yield _check(val, "val", left_out, track, channels)
+    left_out, notes = [], []
+    val = _open(opened, "val", train.class_names, left_out, notes, listed)
+    yield _check(val, "val", left_out, track, channels, notes)
 
 
 def _open(
@@ -101,13 +102,16 @@ def _open(
     which: Which,
     class_names: list[str] | None,
     left_out: list[str],
+    notes: list[str],
     pixels: PixelFormat,
 ) -> LabelledImages:
-    """A split; what its reader warns of is a problem here."""
+    """A split; what its reader warns of is a problem here, unless it is a mere remark."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         source = opened(which, class_names=class_names, pixels=pixels)
-    left_out += [str(one.message) for one in caught if issubclass(one.category, UserWarning)]
+    for one in caught:
+        if issubclass(one.category, UserWarning):
+            (notes if issubclass(one.category, Remark) else left_out).append(str(one.message))
     return source
 
 

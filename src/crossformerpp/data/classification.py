@@ -304,7 +304,8 @@ def scan_classes(
         least: Number of classes that there must be: two to train on, one to judge a model by.
 
     Raises:
-        ValueError: No class folders, a single or an empty class, or two of one name.
+        ValueError: No class folders, a single or an empty class, two of one name, or folders of images and their masks
+            or labels.
     """
     left_out = Problems()
     folders = find_folders(folder, left_out)

@@ -1,5 +1,6 @@
 """The images that COCO's annotations name: entries as files have them, and where the image files are."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,6 +134,15 @@ class Finder:
         if not paths:
             raise ValueError(f"{name!r} is not a path inside {self.folder}")
         return next(filter(self.is_there, paths), paths[0])
+
+    def find_any(self, stem: str, extensions: Sequence[str]) -> Path | None:
+        """The file of this name with one of the extensions, in lower or upper case; None: there is none."""
+        for ending in extensions:
+            for one in (ending, ending.upper()):
+                with suppress(ValueError):  # it leads out of the folder
+                    if self.is_there(path := self.find(f"{stem}{one}")):
+                        return path
+        return None
 
     def is_there(self, path: Path) -> bool:
         return self._listing(path.parent).get(path.name) == path.name

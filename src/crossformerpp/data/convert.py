@@ -24,13 +24,14 @@ from crossformerpp.data.classification import LabelledImages
 from crossformerpp.data.coco import CocoSet, Half
 from crossformerpp.data.coco_images import CocoImage, CocoObject
 from crossformerpp.data.drawn_masks import open_drawn
+from crossformerpp.data.files import folder_named
 from crossformerpp.data.mask_files import IGNORED, default_colors, index_picture
 from crossformerpp.data.masks import decode, encode
-from crossformerpp.data.names import safe_name, write_class_names
+from crossformerpp.data.names import require_class_names, safe_name, write_class_names
 from crossformerpp.data.pixels import PixelFormat
 from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits, warn_of_values
 from crossformerpp.data.split import Which, split_named
-from crossformerpp.data.table_files import SPLIT_NAMES, read_table
+from crossformerpp.data.table_files import SPLIT_NAMES, TABLE_EXTENSIONS, read_table
 from crossformerpp.data.tables import find_tables
 from crossformerpp.data.writing import refuse_taken, replacing_folder, write_json
 
@@ -38,6 +39,7 @@ Target = Literal["coco", "yolo", "voc", "masks", "folders", "table"]
 Track = Callable[[list[Any]], Iterable[Any]]
 HALVES: tuple[Half, Half] = ("train", "val")
 _IGNORE = 255  # of index masks
+_PARTS = (".txt", ".json", *TABLE_EXTENSIONS)  # files that name the images of a split
 _LISTED = PixelFormat(channels=1)  # files are copied, whatever they hold
 
 
@@ -80,6 +82,7 @@ def convert(
     if out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{out}: inside the data that are converted; choose another folder")
     kind = _kind(source, form, to)
+    tests = _test_parts(source, kind)
     lot: dict[str, Any] = {"val_fraction": val_fraction, "seed": seed}
     with replacing_folder(out) as draft:
         wanted: Any = form
@@ -94,25 +97,24 @@ def convert(
             done = _write_masks(draft, masks, track)
         else:
             done = _write_labelled(draft, source, to, form, lot, track)
-    if left := _test_parts(source):
-        done.notes.append(f"of a test split nothing is written ({', '.join(left)})")
+    if tests:
+        done.notes.append(f"the test split is not converted ({', '.join(tests)})")
     return done
 
 
-def _test_parts(source: Path) -> list[str]:
+def _test_parts(source: Path, kind: str) -> list[str]:
     """The folders and files of a split for tests beside one for validation, which alone is written."""
     root = source if source.is_dir() else source.parent
     is_of_folders = source.is_dir() or source.suffix in (".yaml", ".yml")
+    inner = [folder_named(root, name) for name in ("images", "masks", "annotations")]
     found = []
-    for folder in is_of_folders * (
-        root,
-        *(root / name for name in ("images", "masks", "annotations", "ImageSets/Main")),
-    ):
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        by_split = {split_named(Path(name).stem.removeprefix("instances_")): name for name in names}
+    for folder in (root, *inner, root / "ImageSets/Main") if is_of_folders else ():
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        parts = [entry for entry in entries if entry.is_dir() or entry.suffix.lower() in _PARTS]
+        by_split = {split_named(part.stem.removeprefix("instances_")): part for part in parts}
         if by_split.keys() >= {"val", "test"}:
-            found.append((folder / by_split["test"]).relative_to(root).as_posix())
-    for file in find_tables(source).values():
+            found.append(by_split["test"].relative_to(root).as_posix())
+    for file in find_tables(source).values() if kind == "labels" else ():
         table = read_table(file)
         column = table.find(SPLIT_NAMES)
         counts = Counter(map(split_named, table.columns[column])) if column else Counter()
@@ -160,6 +162,12 @@ def _write_objects(
     for half in HALVES:
         names = sets["train"].class_names if "train" in sets else None
         found, sets[half] = objects.open_objects(source, half, wanted=wanted, class_names=names, **lot)
+    names = sets["train"].class_names
+    if to == "voc":
+        from crossformerpp.data.convert_labelformat import require_xml_names
+
+        names = [name.strip() for name in names]
+        require_xml_names(names, source)
     done = Converted(str(found))
     folder = {"coco": "images/{}", "yolo": "images/{}", "voc": "JPEGImages"}[to]
     written: dict[Half, list[tuple[str, CocoImage]]] = {}
@@ -173,7 +181,6 @@ def _write_objects(
             shutil.copyfile(image.path, where / name)
             written[half].append((name, image))
         done.images[half] = len(coco.images)
-    names = sets["train"].class_names
     if to == "coco":
         (draft / "annotations").mkdir()
         for half, pairs in written.items():
@@ -210,7 +217,8 @@ def _coco_object(thing: CocoObject) -> dict[str, Any]:
 
 
 def _write_masks(draft: Path, splits: Sequence[tuple[Which, MaskedImages]], track: Track) -> Converted:
-    names = splits[0][1].class_names
+    names = [name.strip() for name in splits[0][1].class_names]
+    require_class_names(names, draft)
     if len(names) > _IGNORE:
         raise ValueError(f"{len(names)} classes: more than index masks of 8 bits hold")
     done = Converted(splits[0][1].found)
@@ -277,15 +285,19 @@ class _Names:
 
     def __init__(self, by_stem: bool = False) -> None:
         self.by_stem = by_stem
-        self.taken: set[tuple[str, str]] = set()
+        self.taken: dict[tuple[str, str], int] = {}  # and the last number that was tried beside it
 
     def of(self, path: Path, folder: str) -> str:
-        name, number = safe_name(path.name), 1
-        while (key := (folder, (Path(name).stem if self.by_stem else name).lower())) in self.taken:
-            number += 1
-            name = f"{Path(safe_name(path.name)).stem}-{number}{path.suffix}"
-        self.taken.add(key)
+        own = name = safe_name(path.name)
+        while (key := self._key(name, folder)) in self.taken:
+            first = self._key(own, folder)
+            self.taken[first] += 1
+            name = f"{Path(own).stem}-{self.taken[first]}{path.suffix}"
+        self.taken[key] = 1
         return name
+
+    def _key(self, name: str, folder: str) -> tuple[str, str]:
+        return folder, (Path(name).stem if self.by_stem else name).lower()
 
 
 def outline(thing: CocoObject, image: CocoImage) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 import re
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import yaml
@@ -32,7 +32,7 @@ except ImportError:
 from crossformerpp.data.coco import Half
 from crossformerpp.data.coco_images import CocoImage, CocoObject
 from crossformerpp.data.convert import outline
-from crossformerpp.data.names import write_class_names
+from crossformerpp.data.names import require_class_names, write_class_names
 
 _NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 Written = dict[Half, list[tuple[str, CocoImage]]]  # the images of each split under their new names
@@ -68,14 +68,24 @@ def write_yolo(draft: Path, written: Written, class_names: list[str]) -> list[st
     return notes
 
 
+def require_xml_names(names: Sequence[str], source: Path) -> None:
+    """
+    Raises:
+        ValueError: A name cannot be written into XML or as a line of classes.txt.
+    """
+    if unwritable := [name for name in names if _NO_XML.search(name)]:
+        raise ValueError(
+            f"{source}: the class {unwritable[0]!r} holds control characters, which XML cannot; rename it"
+        )
+    require_class_names(names, source)
+
+
 def write_voc(draft: Path, written: Written, class_names: list[str]) -> list[str]:
     """Annotations/, ImageSets/Main/ and classes.txt, which keeps the order of the classes.
 
     Returns:
         What Pascal VOC's format cannot hold.
     """
-    if unwritable := [name for name in class_names if _NO_XML.search(name)]:
-        raise ValueError(f"the class {unwritable[0]!r} holds control characters, which XML cannot; rename it")
     things = [thing for pairs in written.values() for _, image in pairs for thing in image.objects]
     notes = _crowds(things)
     if outlined := sum(thing.segmentation is not None for thing in things):

@@ -26,12 +26,13 @@ from crossformerpp.data.classification import (
 )
 from crossformerpp.data.names import printable
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
+from crossformerpp.data.problems import Remark
 from crossformerpp.data.split import Which
 from crossformerpp.data.table_files import LABEL_NAMES, SEPARATORS, SPLIT_NAMES, Table
 from crossformerpp.data.tables import LabelledRows, choose, read_rows, require_tables, warn_of_case
 
-# a list of quoted texts, or an empty one, as programs write them into a cell
-_LIST = re.compile(r"[\[({]\s*(?:(['\"]).*['\"],?)?\s*[\])}]", re.DOTALL)
+# a list of quoted texts, one in square brackets, or an empty one, as programs write them into a cell
+_LIST = re.compile(r"[\[({]\s*(?:(['\"]).*['\"],?)?\s*[\])}]|\[.*\]", re.DOTALL)
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _TRUE, _FALSE, _UNKNOWN = ("1", "1.0", "true"), ("0", "0.0", "false"), ("-1", "-1.0")
 
@@ -189,6 +190,7 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
         warnings.warn(
             f"{rows.table.file}: no image has two labels; they are separated by {' '.join(SEPARATORS)}, as in "
             f"{names[0]};{names[1]}",
+            Remark,
             stacklevel=3,
         )
     return names
@@ -209,13 +211,19 @@ def _labels_of(table: Table) -> list[str]:
         return [json.dumps([name.strip() for name in own if name.strip()]) for own in sets]
     names = _class_columns(table)
     wrong = [
-        f"{table.where(row)}: {name} is {cell!r}"
+        (row, name)
         for name in names
         for row, cell in enumerate(table.columns[name])
         if cell.lower() not in (*_TRUE, *_FALSE)
     ]
     if wrong:
-        raise ValueError(f"{table.file}: {len(wrong)} cells are neither 0 nor 1 ({'; '.join(wrong[:3])})")
+        listed = "; ".join(
+            f"{table.where(row)}: {name} is {table.columns[name][row]!r}" for row, name in wrong[:3]
+        )
+        raise ValueError(
+            f"{table.file}: {len(wrong)} cells are neither 0 nor 1 ({listed}); write 0 or 1 into them, or remove the "
+            "columns that are no classes"
+        )
     columns = [[cell.lower() in _TRUE for cell in table.columns[name]] for name in names]
     return [
         json.dumps([name for name, has in zip(names, row, strict=True) if has])
@@ -224,11 +232,15 @@ def _labels_of(table: Table) -> list[str]:
 
 
 def _listed(cell: str) -> list[str]:
-    """The texts in a list, as JSON, Python and numpy write it."""
+    """The texts or numbers in a list, as JSON, Python and numpy write it, quoted or not."""
     try:
         return [str(name) for name in json.loads(cell)]
     except ValueError:
-        return [one or two for one, two in _QUOTED.findall(cell)]
+        if quoted := _QUOTED.findall(cell):
+            return [one or two for one, two in quoted]
+    inner = cell[1:-1]
+    numbers = inner.split()  # numpy writes no commas
+    return numbers if all(map(str.isdecimal, numbers)) else inner.split(",")
 
 
 def _list_column(table: Table) -> str | None:

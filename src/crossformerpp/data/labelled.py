@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from crossformerpp.data.classification import LabelledImages, holds_class_folders, open_folder
+from crossformerpp.data.files import find_folders
 from crossformerpp.data.huggingface import is_huggingface, open_huggingface
 from crossformerpp.data.label_sets import open_label_sets
 from crossformerpp.data.names import printable
 from crossformerpp.data.objects import find_objects
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
+from crossformerpp.data.problems import Problems
 from crossformerpp.data.split import Which
 from crossformerpp.data.tables import find_tables, open_table, unusable_table
 from crossformerpp.data.tar_files import has_shards, is_imagenet_tars, open_imagenet_tars, open_shards
@@ -80,12 +82,14 @@ def open_labelled(
     if found == "table":
         source = open_table(root, which, val_fraction, seed, class_names)
         return replace(source, found=f"table of images and labels, {_tables(root)}", pixels=pixels)
-    if found is None and root.is_dir() and (other := find_objects(root)) is not None:
-        raise ValueError(
-            f"{root}: {other}, not images with a label each; `crossformer train objects` trains a detector on it"
-        )
-    if found is None and (problem := unusable_table(root)) is not None:
-        raise ValueError(f"{problem}; nor are there class folders in {root}")
+    if found is None and root.is_dir():
+        if (other := find_objects(root)) is not None:
+            raise ValueError(
+                f"{root}: {other}, not images with a label each; `crossformer train objects` trains a detector on it"
+            )
+        folders = {printable(folder.name) for folder in find_folders(root, Problems())}
+        if folders.isdisjoint(class_names or ()) and (problem := unusable_table(root)) is not None:
+            raise ValueError(f"{problem}; nor are there class folders in {root}")
     return replace(open_folder(root, which, val_fraction, seed, class_names, pixels), found="class folders")
 
 

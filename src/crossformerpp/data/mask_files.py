@@ -18,7 +18,7 @@ IGNORED = -1  # what a pixel without a class reads as; it counts nowhere
 MASK_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".gif")  # formats that lose nothing
 MAX_CLASSES = np.iinfo(np.int16).max
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
-_OF_COLORS = ("P", "PA", "L", "LA", "1")  # that RGB holds without loss
+_PALETTES, _GREYS = ("P", "PA"), ("L", "LA", "1")  # modes that RGB holds without loss
 IGNORE_NAMES = ("ignore", "void", "unlabelled", "unlabeled")  # rows of a palette that are no class
 Color = tuple[int, int, int]
 
@@ -42,12 +42,15 @@ class MaskCode:
         palette: For masks of colours.
         values: The value of each label in index masks; None: 0, 1, …, K − 1. ADE20K's are 1 … 150, with 0 to
             ignore. What is a label's value is not ignored.
+        grey_is_color: With a palette, whether masks of one channel hold colours, too: programs save masks of colours so
+            where all of their colours are grey.
     """
 
     num_classes: int
     ignore_value: int = 255
     palette: Palette | None = None
     values: tuple[int, ...] | None = None
+    grey_is_color: bool = True
 
     def read(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         """The labels in a mask file, H × W of int16.
@@ -64,8 +67,8 @@ class MaskCode:
             raise ValueError(
                 f"{path}: the mask has {mask.width}x{mask.height} pixels, its image {size[0]}x{size[1]}"
             )
-        # programs save masks of colours with one channel where all of their colours are grey
-        if mask.mode in ("RGB", "RGBA") or (self.palette is not None and mask.mode in _OF_COLORS):
+        with_palette = _PALETTES + _GREYS * self.grey_is_color if self.palette is not None else ()
+        if mask.mode in ("RGB", "RGBA", *with_palette):
             return self._from_colors(np.asarray(mask.convert("RGB")), path)
         if mask.mode in ("LA", "La", "PA"):  # grey or palette with transparency, which means nothing here
             mask = mask.getchannel(0)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def read_class_names(path: Path) -> list[str]:
 
     Raises:
         ValueError: As `read_text`; or a line is blank, which would shift the labels of those after it; or a name comes
-            twice.
+            twice, or there is none.
     """
     lines = [printable(line.strip()) for line in re.split(r"\r\n|\n|\r", read_text(path))]
     while lines and not lines[-1]:
@@ -131,20 +132,30 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def alike(names: Sequence[str]) -> list[str]:
-    """Pairs of names that differ in upper case alone, `Cat and cat`: one class in two spellings, mostly."""
+    """Pairs of names that differ only in case, `Cat and cat`: one class in two spellings, mostly."""
     first: dict[str, str] = {}
     return [
         f"{other} and {name}" for name in names if (other := first.setdefault(name.casefold(), name)) != name
     ]
 
 
+def require_class_names(names: Sequence[str], source: Path) -> None:
+    """
+    Raises:
+        ValueError: A name cannot be a line of classes.txt, or comes twice.
+    """
+    for name in names:
+        if name != name.strip() or not name or "\n" in name or "\r" in name:
+            raise ValueError(f"{source}: the class {name!r} cannot be a line of classes.txt; rename it")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{source}: two classes are called {twice[0]}; rename one")
+
+
 def write_class_names(path: Path, names: Sequence[str]) -> None:
     """The names as `read_class_names` reads them.
 
     Raises:
-        ValueError: A name is empty or has spaces around it or a line break in it, so that it would be read otherwise.
+        ValueError: As `require_class_names`.
     """
-    for name in names:
-        if name != name.strip() or not name or "\n" in name or "\r" in name:
-            raise ValueError(f"the class {name!r} cannot be a line of {path.name}; rename it")
+    require_class_names(names, path)
     path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")

@@ -9,6 +9,7 @@ import numpy as np
 
 from crossformerpp.data import coco as coco_format
 from crossformerpp.data.coco import CocoSet, Half, annotation_files, find_split, find_whole, read_coco, usable
+from crossformerpp.data.coco_images import CocoImage
 from crossformerpp.data.names import printable
 from crossformerpp.data.voc import find_voc, read_voc
 from crossformerpp.data.yolo import read_yolo
@@ -126,14 +127,24 @@ def draw(coco: CocoSet, half: Half, val_fraction: float, seed: int) -> CocoSet:
     """A random share of the images, at least one for either split.
 
     Raises:
-        ValueError: There are too few.
+        ValueError: There are too few, or none of its images has an object.
     """
     order = np.random.default_rng(seed).permutation(len(coco.images))
     num_val = max(1, round(len(order) * val_fraction))
     if num_val >= len(order):
         raise ValueError(f"{coco.source}: {len(order)} image(s) cannot be split into train and val")
     chosen = order[:num_val] if half == "val" else order[num_val:]
-    return replace(coco, images=[coco.images[number] for number in sorted(chosen)], is_drawn=True)
+    images = [coco.images[number] for number in sorted(chosen)]
+    if not any(map(_has_objects, images)) and any(map(_has_objects, coco.images)):
+        raise ValueError(
+            f"{coco.source}: none of the {len(images)} images drawn for {half} has an object; change data.val_fraction "
+            "or trainer.seed, or label more images"
+        )
+    return replace(coco, images=images, is_drawn=True)
+
+
+def _has_objects(image: CocoImage) -> bool:
+    return any(not thing.is_crowd for thing in image.objects)
 
 
 def _coco(root: Path) -> ObjectSet | None:

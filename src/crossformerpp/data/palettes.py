@@ -1,7 +1,7 @@
 """Which colour of a mask means which class: found in the folder's own tables, or in the masks themselves."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +39,17 @@ def find_palette(root: Path, trained: Sequence[str] | None = None) -> Palette | 
     Raises:
         ValueError: The table is damaged, or the masks have more colours than classes could be.
     """
-    in_color = (path for path in _sample(_masks(root)) if _mode(path) in ("RGB", "RGBA"))
+    in_color = _in_color(root)
     first = next(in_color, None)
     table = next((root / name for name in (*_TABLES, _LABEL_MAP) if (root / name).is_file()), None)
     if table is not None and first is not None:
         return _read_label_map(table) if table.name == _LABEL_MAP else read_palette(table)
     if trained is not None:
         return Palette(list(trained), colors_of(trained), []) if are_colors(trained) else None
-    if first is None or not (_has_colors(first) or any(map(_has_colors, in_color))):
+    if first is None or (root / "classes.txt").is_file():
+        return None  # of names without colours: reading the first mask in colour says what is missing
+    if not (_has_colors(first) or any(map(_has_colors, in_color))):
         return None
-    if (root / "classes.txt").is_file():
-        return None  # names without colours; reading the first mask says what is missing
     colors = _colors_in(root)
     return Palette([f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colors], colors, [])
 
@@ -62,6 +62,15 @@ def are_colors(names: Sequence[str]) -> bool:
 def colors_of(names: Sequence[str]) -> list[Color]:
     """The colours that classes are called by."""
     return [(int(name[1:3], 16), int(name[3:5], 16), int(name[5:7], 16)) for name in names]
+
+
+def has_color_masks(root: Path) -> bool:
+    """Whether a mask in root/masks is saved in colours, though perhaps grey ones."""
+    return next(_in_color(root), None) is not None
+
+
+def _in_color(root: Path) -> Iterator[Path]:
+    return (path for path in _sample(_masks(root)) if _mode(path) in ("RGB", "RGBA"))
 
 
 def _masks(root: Path) -> list[Path]:

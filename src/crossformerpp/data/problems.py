@@ -4,6 +4,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 
+class Remark(UserWarning):
+    """Of what may be meant as it is: `data check` counts it as no problem."""
+
+
 @dataclass
 class Problems:
     """Kind of problem → where, in the order found."""

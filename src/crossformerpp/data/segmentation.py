@@ -29,7 +29,7 @@ from crossformerpp.data.mask_files import (
     read_palette,
 )
 from crossformerpp.data.names import printable, read_class_names
-from crossformerpp.data.palettes import are_colors, find_palette
+from crossformerpp.data.palettes import are_colors, find_palette, has_color_masks
 from crossformerpp.data.pixel_files import open_pixels
 from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat, Pixels
 from crossformerpp.data.problems import Problems
@@ -130,10 +130,12 @@ def open_folder(
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     table = find_palette(root, trained) if palette is None else read_palette(palette)
+    grey_is_color = palette is None or has_color_masks(root)
     names = _class_names(root, class_names, None if table is None else table.names, trained)
     if values is not None and len(values) != len(names):
         raise ValueError(f"data.mask_values has {len(values)} values for {len(names)} classes")
-    code = MaskCode(len(names), ignore_value, palette=table, values=None if values is None else tuple(values))
+    values = None if values is None else tuple(values)
+    code = MaskCode(len(names), ignore_value, palette=table, values=values, grey_is_color=grey_is_color)
     found = "index masks" if table is None else f"masks of {len(table.names)} colours"
     images, masks = folder_named(root, "images"), folder_named(root, "masks")
     described: dict[str, Any] = {"found": found, "pixels": pixels}

@@ -71,7 +71,8 @@ def lists_images(file: Path) -> bool:
 
 
 def read_table(file: Path) -> Table:
-    """All cells of a CSV (separated by commas, semicolons or tabs), TSV or parquet file.
+    """All cells of a CSV, TSV or parquet file. A CSV's cells are separated by commas, semicolons, tabs or |, or as its
+    first line `sep=…` says.
 
     A CSV whose first line already names an image has no heading: its columns are called 1, 2, ….
 

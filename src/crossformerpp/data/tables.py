@@ -9,6 +9,7 @@ folder images/ beside it.
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from crossformerpp.data.coco_images import Finder
 from crossformerpp.data.files import is_hidden
 from crossformerpp.data.names import alike, printable
 from crossformerpp.data.pixels import PIXEL_EXTENSIONS
-from crossformerpp.data.problems import Problems
+from crossformerpp.data.problems import Problems, Remark
 from crossformerpp.data.split import Which, split_named
 from crossformerpp.data.table_files import (
     LABEL_NAMES,
@@ -90,12 +91,13 @@ def require_tables(root: Path) -> dict[Which | None, Path]:
 
 
 def unusable_table(root: Path) -> str | None:
-    """Why the first table in a folder is none of images; None: there is no table."""
+    """Why the first table in a folder does not list images; None: it does, or there is no table."""
     files = sorted(root.iterdir()) if root.is_dir() else []
     for file in files:
         if file.suffix.lower() in TABLE_EXTENSIONS and file.is_file() and not is_hidden(file.name):
             try:
-                return _without_paths(read_table(file))
+                table = read_table(file)
+                return None if table.path_column is not None else _without_paths(table)
             except ValueError as error:
                 return str(error)
     return None
@@ -179,7 +181,7 @@ def open_table(
     others = set() if which == "train" or "train" not in read else set(read["train"].paths)
     if shared := [path for path in paths if path in others]:
         warnings.warn(
-            f"{rows.table.file}: {len(shared)} of its images are training images, too, so that its figures flatter: "
+            f"{rows.table.file}: {len(shared)} of its images are training images, too; the metrics will be too good: "
             f"{', '.join(map(printable, shared[:3]))}",
             stacklevel=2,
         )
@@ -323,15 +325,12 @@ def _splits(table: Table) -> list[str] | None:
 
 def _find(finders: list[Finder], name: str) -> Path | None:
     """Where an image is; a name may lack its extension, as ids do."""
-    names = [name] if names_image(name) else [name, *(f"{name}{ending}" for ending in PIXEL_EXTENSIONS)]
-    for finder in finders:
-        for one in names if name else ():
-            try:
-                path = finder.find(one)
-            except ValueError:
-                continue
-            if finder.is_there(path):
+    for finder in finders if name else ():
+        with suppress(ValueError):  # it leads out of the folder
+            if finder.is_there(path := finder.find(name)):
                 return path
+        if not names_image(name) and (found := finder.find_any(name, PIXEL_EXTENSIONS)) is not None:
+            return found
     return None
 
 
@@ -344,7 +343,9 @@ def warn_of_case(file: Path, names: Sequence[str]) -> None:
     """Warn of classes that are written in two ways."""
     if pairs := alike(names):
         text = "; ".join(pairs[:3])
-        warnings.warn(f"{file}: classes that differ in upper case alone: {text}; are they one?", stacklevel=3)
+        warnings.warn(
+            f"{file}: classes that differ only in case: {text}; are they one?", Remark, stacklevel=3
+        )
 
 
 def _columns(table: Table) -> str:

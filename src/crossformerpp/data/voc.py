@@ -10,7 +10,6 @@ taken as they are. Objects marked difficult are not trained on and not counted a
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -110,7 +109,7 @@ def read_voc(
     if not names:
         raise ValueError(f"{found.source}: no objects in {len(images)} annotation files")
     for pair in alike(names):
-        notes.add("two classes that differ in upper case alone (are they one?)", pair)
+        notes.add("two classes that differ only in case (are they one?)", pair)
     numbers = {name: number for number, name in enumerate(names)}
     for it in objects:
         it["category_id"] = numbers.get(it.pop("name"), None if class_names is None else -1)
@@ -128,7 +127,7 @@ def read_voc(
 
 
 def _look(root: Path) -> VocSet | None:
-    annotations = next((root / name for name in _ANNOTATIONS if _xml_files(root / name, Problems())), None)
+    annotations = next((root / name for name in _ANNOTATIONS if _holds_annotations(root / name)), None)
     if annotations is not None:
         images = next((root / name for name in _IMAGES if (root / name).is_dir()), annotations)
         return VocSet(root, {"all": (annotations, images)}, _lists(root))
@@ -137,6 +136,13 @@ def _look(root: Path) -> VocSet | None:
     if pairs:
         return VocSet(root, pairs, {})
     return VocSet(root, {"all": (root, root)}, {}) if _has_xml(root) else None
+
+
+def _holds_annotations(folder: Path) -> bool:
+    """Whether an XML file in a folder or below describes an image; beside a JSON file only the folder's own count."""
+    if folder.is_dir() and any(folder.glob("*.json")):
+        return _has_xml(folder)
+    return any(map(_describes_image, _xml_files(folder, Problems())))
 
 
 def _has_xml(folder: Path) -> bool:
@@ -151,7 +157,7 @@ def _describes_image(file: Path) -> bool:
     """Whether an XML file begins as one of Pascal VOC's does, in any encoding."""
     try:
         with file.open("rb") as content:
-            return b"<annotation" in content.read(4096).replace(b"\0", b"")
+            return re.search(rb"<annotation[\s>]", content.read(4096).replace(b"\0", b"")) is not None
     except OSError:
         return True  # said when it is read
 
@@ -189,10 +195,14 @@ def _files(
         )
     if split is not None and split in found.lists:
         annotations, images = found.pairs["all"]
-        files = _listed(found.lists[split], _xml_files(annotations, problems), annotations, problems)
-        others = set(found.lists["train"]) if split != "train" and "train" in found.lists else set()
-        for name in others.intersection(found.lists[split]):
-            notes.add("image of training and validation, so that its figures flatter", printable(name))
+        known = _xml_files(annotations, problems)
+        files = _listed(found.lists[split], known, annotations, problems)
+        if split != "train" and "train" in found.lists:
+            train = set(_listed(found.lists["train"], known, annotations, Problems()))
+            for file in filter(train.__contains__, files):
+                notes.add(
+                    "image of training and validation, whose metrics will be too good", printable(file.stem)
+                )
         return [(file, annotations, images) for file in files]
     if half is not None and "all" not in found.pairs and half not in found.pairs:
         raise ValueError(f"{found.root}: no {half} annotations beside {next(iter(found.pairs))}/")
@@ -217,12 +227,13 @@ def _listed(lines: list[str], files: list[Path], annotations: Path, problems: Pr
     """The annotation files that lines of a list name: by path or name, with an extension or without."""
     known = {printable(file.stem): file for file in reversed(files)}
     known |= {printable(file.relative_to(annotations).with_suffix("").as_posix()): file for file in files}
+    folded = {name.casefold(): file for name, file in known.items()}  # as Windows and macOS find files
     chosen: dict[Path, None] = {}
     for line in lines:
         first = line.split()[0]  # VOC's lists of a class go on with 1 or -1
-        file = next(
-            (known[name] for text in (line, first) for name in _spellings(text) if name in known), None
-        )
+        names = [name for text in (line, first) for name in _spellings(text)]
+        found = (*map(known.get, names), *(folded.get(name.casefold()) for name in names))
+        file = next(filter(None, found), None)
         if file is None:
             problems.add(f"name in ImageSets without {annotations.name}/NAME.xml", printable(line))
         else:
@@ -276,7 +287,7 @@ def _image(
     else:
         path = _find(place.finder, [str(inside / own), own])
         other = _find(place.finder, [str(inside / given), given] if given else [])
-        if path is not None and other is not None:
+        if path is not None and other not in (None, path):
             notes.add(
                 "annotation file with another image's <filename> (the image of its own name is used)",
                 f"{place.where}: {printable(given)}",
@@ -298,11 +309,11 @@ def _image(
 def _find(finder: Finder, names: list[str]) -> Path | None:
     """The first image of one of these names, with its extension or with any."""
     for name in filter(None, names):
-        stem = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in IMAGE_EXTENSIONS else name
-        for one in dict.fromkeys([name, *(f"{stem}{ending}" for ending in IMAGE_EXTENSIONS)]):
-            with suppress(ValueError):  # it leads out of the folder
-                if Path(one).suffix.lower() in IMAGE_EXTENSIONS and finder.is_there(path := finder.find(one)):
-                    return path
+        stem, ending = Path(name).with_suffix(""), Path(name).suffix
+        is_image = ending.lower() in IMAGE_EXTENSIONS
+        endings = dict.fromkeys([ending, *IMAGE_EXTENSIONS]) if is_image else IMAGE_EXTENSIONS
+        if (path := finder.find_any(str(stem) if is_image else name, list(endings))) is not None:
+            return path
     return None
 
 

@@ -250,37 +250,47 @@ def _wanted(image: Path, root: Path) -> Path:
 
 
 class _LabelFiles:
-    """The label files in folders, by the stems of their names, which Macs write differently in file and annotations."""
+    """The label files in folders, by the stems of their names: in Unicode's composed form, for Macs may write the name
+    of an image and that of its labels differently, and if there is none of that name, in any case.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.listings: dict[Path, dict[str, Path]] = {}
-        self.pictures: dict[Path, Path] = {}  # folder of labels -> folder of its images
+        self.folders: dict[Path, Path] = {}  # folder of images -> folder of their labels
 
     def of(self, image: Path) -> Path | None:
         """The label file of an image, in the folder of labels or beside it."""
-        folder = _wanted(image, self.root).parent
-        self.pictures[folder] = image.parent
-        found = (self._listing(place).get(printable(image.stem)) for place in (folder, image.parent))
+        folder = self.folders.get(image.parent)
+        if folder is None:
+            folder = self.folders[image.parent] = _wanted(image, self.root).parent
+        stem = printable(image.stem)
+        listings = [self._listing(place) for place in (folder, image.parent)]
+        found = (listing.get(name) for listing in listings for name in (stem, stem.casefold()))
         return next(filter(None, found), None)
 
     def strays(self) -> list[str]:
         """Those where the images' are that belong to no image file."""
-        strays: list[Path] = []
-        for labels, pictures in self.pictures.items():
-            stems = {
-                printable(one.stem) for one in pictures.iterdir() if one.suffix.lower() in IMAGE_EXTENSIONS
-            }
-            others = {*stems, "classes", "train", "val", "test", "README"}
-            strays += [file for stem, file in self._listing(labels).items() if stem not in others]
+        stems: dict[Path, set[str]] = {}  # of the images of each folder of labels
+        for pictures, labels in self.folders.items():
+            stems.setdefault(labels, {"classes", "train", "val", "test", "readme"}).update(
+                printable(one.stem).casefold()
+                for one in pictures.iterdir()
+                if one.suffix.lower() in IMAGE_EXTENSIONS
+            )
+        strays = [
+            file
+            for labels, own in stems.items()
+            for file in dict.fromkeys(self._listing(labels).values())
+            if printable(file.stem).casefold() not in own
+        ]
         return [printable(file.relative_to(self.root).as_posix()) for file in strays]
 
     def _listing(self, folder: Path) -> dict[str, Path]:
         if folder not in self.listings:
-            files = sorted(folder.iterdir()) if folder.is_dir() else ()
-            self.listings[folder] = {
-                printable(file.stem): file
-                for file in files
-                if file.suffix.lower() == ".txt" and not is_hidden(file.name)
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            files = [file for file in files if file.suffix.lower() == ".txt" and not is_hidden(file.name)]
+            self.listings[folder] = {printable(file.stem).casefold(): file for file in files} | {
+                printable(file.stem): file for file in files
             }
         return self.listings[folder]

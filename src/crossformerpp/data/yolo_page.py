@@ -102,8 +102,8 @@ def open_yolo(root: Path) -> YoloSet:
     train = set(splits.get("train", ()))
     if shared := [place for place in splits.get("val", ()) if train & {place, *place.parents}]:
         warnings.warn(
-            f"{source}: train holds the images of val, too ({printable(str(shared[0]))}), so that no figure says "
-            "anything",
+            f"{source}: train holds the images of val, too ({printable(str(shared[0]))}), so that its metrics "
+            "mean nothing",
             stacklevel=2,
         )
     if set(splits) == {"train"}:

@@ -70,7 +70,7 @@ from crossformerpp.tasks.classification.thresholds import keep_thresholds, read_
 from crossformerpp.tasks.loading import load_weights
 from crossformerpp.tasks.module import TaskModule
 from crossformerpp.tasks.optim import Plan
-from crossformerpp.tasks.saved import SavedRun, open_saved
+from crossformerpp.tasks.saved import SavedRun, open_saved, with_own_weights
 
 __all__ = ["LossNotFiniteError", "TrainingInterruptedError", "evaluate", "is_first", "resume", "train"]
 
@@ -154,8 +154,9 @@ def _go_on(run: RunFolder, overrides: Iterable[str]) -> dict[str, float]:
     out = run.path
     saved = open_saved(run.last)
     recipe = choose_batches(load_recipe(str(run.recipe), overrides))
-    changed = changes(saved.recipe, recipe)
-    module, data = prepare(recipe, saved.class_names)
+    trained = with_own_weights(recipe)
+    changed = changes(saved.recipe, trained)
+    module, data = prepare(trained, saved.class_names)
     about = read_json(run.about) if run.about.is_file() else {}
     about = about if isinstance(about, dict) else {}  # an editor spoilt it; the run does not need it
     noted = saved.data.get("train", {"samples": about["train_samples"]} if "train_samples" in about else None)

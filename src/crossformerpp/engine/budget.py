@@ -188,14 +188,18 @@ class Judge:
     def timed_in_turn(self, points: Sequence[Point]) -> list[Point]:
         """The points with milliseconds that compare: measured in turn."""
         calls: dict[str, Callable[[], None]] = {}
+        prepare: dict[str, Callable[[], None]] = {}
         for size in {point.setting.size for point in points}:
             module = self.module_at(replace(self.own, size=size).to_json())
             backbone, call = find_backbone(module.judged), self._one_image(module, size)
             for number, point in enumerate(points):
                 if point.setting.size == size:
-                    calls[str(number)] = _with_groups(backbone.set_groups, point.setting, call)
+                    calls[str(number)] = call
+                    prepare[str(number)] = _regrouped(backbone.set_groups, point.setting, call)
         with threads(self.recipe.trainer):
-            timings = time_in_turn(calls, _TIMED_SECONDS * len(calls), device=self._device.type)
+            timings = time_in_turn(
+                calls, _TIMED_SECONDS * len(calls), device=self._device.type, prepare=prepare
+            )
         return [replace(p, ms=timings[str(number)].median * 1e3) for number, p in enumerate(points)]
 
     def rivals(self, space: Space, budgets: Sequence[int], num_random: int, seed: int) -> Iterator[Rival]:
@@ -287,9 +291,11 @@ def draws(images: np.ndarray, times: int) -> Iterator[np.ndarray]:
     return (generator.choice(images, len(images)) for _ in range(times))
 
 
-def _with_groups(
+def _regrouped(
     set_groups: Callable[..., None], setting: Setting, call: Callable[[], None]
 ) -> Callable[[], None]:
+    """Sets the groups and calls once, so that what a first call computes for them, as position biases, is there."""
+
     def run() -> None:
         set_groups(*setting.groups)
         call()

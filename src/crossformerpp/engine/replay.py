@@ -33,7 +33,7 @@ from crossformerpp.engine.preparing import prepare
 from crossformerpp.recipes.load import apply_overrides, load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.module import TaskModule
-from crossformerpp.tasks.saved import SavedRun, open_saved
+from crossformerpp.tasks.saved import SavedRun, open_saved, with_own_weights
 from crossformerpp.tasks.watched import WatchedBatch
 
 COLUMNS = ("process", "batch", "number", "sample", "label", "mixed_with", "loss")
@@ -167,7 +167,9 @@ def _recipe_of(
 ) -> tuple[BaseRecipe, str | None]:
     """The recipe that a step had, for one process; and why its losses cannot be had, as far as that is the reason."""
     changed = [entry["step"] for entry in about.get("resumed") or [] if entry["changed"]]
-    recipe = saved.recipe if any(at >= step for at in changed) else load_recipe(str(run.recipe))
+    recipe = (
+        saved.recipe if any(at >= step for at in changed) else with_own_weights(load_recipe(str(run.recipe)))
+    )
     notes = noted_accumulation(run)
     values = recipe.model_dump()
     if notes:

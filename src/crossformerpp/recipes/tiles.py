@@ -40,7 +40,11 @@ def tile_overrides(task: str, size: int | None, overlap: float | None) -> list[s
     if task == "detection":
         return [f"data.tiles={{size: {size}, overlap: {overlap}}}"]
     if task == "segmentation":
-        stride = max(1, round(size * (1 - overlap)))
+        if size % 4:
+            raise ValueError(
+                f"--tiles {size}: a segmenter's tiles are a multiple of 4, the stride of its head's map"
+            )
+        stride = max(4, int(size * (1 - overlap)) // 4 * 4)
         return [
             "inference.mode=slide",
             "inference.short_side=null",

@@ -177,9 +177,10 @@ def start(section: ModelSection, load: Callable[[Path], LoadReport]) -> LoadRepo
         return None
     if not section.checkpoint.exists():
         raise ValueError(
-            f"model.checkpoint {section.checkpoint}: no such file or run; `crossformer weights MODEL` downloads the "
-            "authors' weights and prints their path for --set model.checkpoint=PATH, =RUN takes a run's, and =null "
-            "begins with random weights"
+            f"model.checkpoint {section.checkpoint}: no such file or run; `crossformer convert` makes one of the "
+            "authors' file, `crossformer weights crossformer_small` downloads one and prints its path (for --set "
+            "model.name=crossformer_small --set model.checkpoint=PATH), =RUN takes a run's, and =null begins with "
+            "random weights"
         )
     trained = trained_section(section.checkpoint)
     try:

@@ -109,8 +109,8 @@ class TaskModule(pl.LightningModule):
         value = self.last_evaluation.metrics.get(self.monitor, math.nan)
         if math.isnan(value):
             raise ValueError(
-                f"the validation data give no {self.monitor}, by which the best checkpoint is chosen: nothing in them "
-                "is labelled"
+                f"nothing in the validation images is labelled, so that there is no {self.monitor}, which chooses the "
+                "best checkpoint; label some of them"
             )
         return value if self.monitor_mode == "max" else -value
 

@@ -5,6 +5,7 @@ The front lies in the run as budget/front.json. Nothing here imports the trainer
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -85,7 +86,7 @@ def parse_budget(text: str) -> Budget:
         ValueError: It is neither.
     """
     found = _BUDGET.fullmatch(text.strip())
-    if found is None or not float(found[1]):
+    if found is None or not 0 < float(found[1]) < math.inf:
         raise ValueError(
             f"--budget {text}: give milliseconds, such as 30ms, or multiply-accumulates, such as 2.1GMACs or 380M"
         )

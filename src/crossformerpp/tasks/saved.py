@@ -25,6 +25,7 @@ WEIGHTS, CONFIG = (
     "config.json",
 )  # of a shared folder, whose config describes itself under
 SHARED_KEY = KEY
+_FETCHING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SavedRun:
 
     Attributes:
         path: The checkpoint file.
-        recipe: The resolved recipe it was trained with.
+        recipe: The resolved recipe it was trained with, but for `model.options` that fetch weights.
         class_names: In the order of the model's outputs.
         step: Optimiser steps taken.
         weights: Of the network that evaluation used (the moving average, if there was one).
@@ -142,7 +143,7 @@ def open_saved(path: Path) -> SavedRun:
         return _open_shared(file) if is_shared else _open_converted(file)
     state = read_training_state(file)
     about = _described(state[KEY], file)
-    recipe = parse_recipe(parse_page(about.recipe, f"in {file}"), f"in {file}")
+    recipe = _recipe(about.recipe, file)
     prefix = "model." if recipe.ema is None else "ema.module."
     tensors = state.get("state_dict")
     if not isinstance(tensors, dict):
@@ -150,6 +151,16 @@ def open_saved(path: Path) -> SavedRun:
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if str(k).startswith(prefix)}
     refuse_unsound(weights, file)
     return SavedRun(file, recipe, about.class_names, about.step, weights, about.data)
+
+
+def with_own_weights(recipe: BaseRecipe) -> BaseRecipe:
+    """The recipe of a model that is trained, without the options by which timm fetches weights for a new one."""
+    options = {name: value for name, value in recipe.model.options.items() if name not in _FETCHING}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"options": options})})
+
+
+def _recipe(text: str, file: Path) -> BaseRecipe:
+    return with_own_weights(parse_recipe(parse_page(text, f"in {file}"), f"in {file}"))
 
 
 def _described(page: Any, file: Path) -> _About:
@@ -168,7 +179,7 @@ def _open_shared(file: Path) -> SavedRun:
             f"{config}: not of `crossformer share`, or of an earlier version; timm may read the folder, as local-dir:…"
         )
     about = _described(page[SHARED_KEY], config)
-    recipe = parse_recipe(parse_page(about.recipe, f"in {config}"), f"in {config}")
+    recipe = _recipe(about.recipe, config)
     weights = checkpoints.read_file(file)
     refuse_unsound(weights, file)
     return SavedRun(file, recipe, about.class_names, about.step, weights, about.data)
@@ -178,7 +189,7 @@ def _open_converted(file: Path) -> SavedRun:
     """A converted model as if it were a run. A classifier: at its paper's settings, classes named as ImageNet does."""
     weights, about = checkpoints.read_checkpoint(file), checkpoints.recorded(file)
     if "recipe" in about:  # a whole detector or segmenter
-        recipe = parse_recipe(parse_page(about["recipe"], f"in {file}"), f"in {file}")
+        recipe = _recipe(about["recipe"], file)
         try:
             class_names = [str(name) for name in json.loads(about["class_names"])]
         except (KeyError, TypeError, ValueError):

@@ -12,11 +12,13 @@ from PIL import Image
 from crossformerpp.data.classification import Files, LabelledImages, open_folder
 from crossformerpp.data.coco import CocoImage, CocoSet, Half, NoSuchSplitError, read_coco, suspicion
 from crossformerpp.data.doctor.findings import Box, Finding
+from crossformerpp.data.files import find_folders
 from crossformerpp.data.images import read_image, require_shape
 from crossformerpp.data.labelled import find_format, open_labelled
 from crossformerpp.data.names import printable
 from crossformerpp.data.objects import find_objects, missing
 from crossformerpp.data.pixels import as_picture
+from crossformerpp.data.problems import Problems
 from crossformerpp.data.segmentation import MaskedImages, has_masks, open_splits
 from crossformerpp.data.split import every_split_folder
 
@@ -142,7 +144,11 @@ def _labelled(root: Path) -> Iterator[tuple[str, LabelledImages]]:
         else:
             yield from (("train", train), ("val", open_labelled(root, "val")))
     elif folders := every_split_folder(root):
-        yield from ((split, open_folder(folder, "test", 0.2, 0)) for split, folder in folders.items())
+        found = {
+            printable(one.name) for folder in folders.values() for one in find_folders(folder, Problems())
+        }
+        names = sorted(found) if len(found) > 1 else None  # one split may lack some
+        yield from ((split, open_folder(folder, "test", 0.2, 0, names)) for split, folder in folders.items())
     else:
         yield "all", open_folder(root, "test", 0.2, 0)
 
