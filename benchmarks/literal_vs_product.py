@@ -132,7 +132,7 @@ def main() -> None:
             f"{row['speed_ratio']:.2f}",
             f"{row['product_bytes'] / 2**20:.0f} / {row['literal_bytes'] / 2**20:.0f} MiB = {row['memory_ratio']:.2f}",
         )
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
