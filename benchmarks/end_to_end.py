@@ -186,6 +186,8 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", default=["predict", "eval", "train"])
     parser.add_argument("--set", action="append", default=[], help="settings of the recipe")
     arguments = parser.parse_args()
+    if arguments.steps < _WARM_UP + 2:
+        parser.error(f"--steps {arguments.steps}: at least {_WARM_UP + 2}, of which {_WARM_UP} warm up")
     speeds: dict[str, list[float]] = defaultdict(list)
     belongs: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as room:
@@ -203,7 +205,7 @@ def main() -> None:
         own = belongs[what]
         share = f"{speed / statistics.median(speeds[own]):.3f}" if own else ""
         table.add_row(what, f"{speed:.2f}", share, f"{BARS[what]:.2f}" if own else "")
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":
