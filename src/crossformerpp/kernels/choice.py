@@ -23,8 +23,8 @@ import torch
 
 MODES = ("measured", "fixed", "default")
 MAX_ROWS = 4096  # of what is timed; the class of all larger shapes
-_MARGIN = 1.03  # the default is left only for what is faster by more than noise
-_ROUNDS = 5
+_MARGIN = 1.1  # the default is left only for what is faster by more than noise
+_ROUNDS, _SECONDS = 5, 0.02  # for which candidates are timed: both at least
 
 Shapes = tuple[object, ...]
 Candidates = Callable[[], Mapping[str, Callable[[], Any]]]
@@ -97,7 +97,9 @@ def _look_up(key: tuple[int, Shapes], fixed: str, candidates: Candidates) -> str
 def _fastest(calls: Mapping[str, Callable[[], Any]]) -> str:
     """The quickest by the best of some rounds in turn; the default where others gain next to nothing."""
     best = dict.fromkeys(calls, float("inf"))
-    for _ in range(_ROUNDS + 1):  # the first warms up, and counts only if nothing is quicker
+    rounds, begin = 0, time.perf_counter()
+    while rounds <= _ROUNDS or time.perf_counter() - begin < _SECONDS:
+        rounds += 1  # the first warms up, and counts only if nothing is quicker
         for name, call in calls.items():
             start = time.perf_counter()
             call()
