@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from crossformerpp.analysis.objects import DrawnObject, contact_sheet, draw_objects, label_color
+from crossformerpp.data.masks import encode_mask
 
 
 def test_colors_of_neighbouring_labels_differ():
@@ -19,7 +20,7 @@ def test_boxes_masks_and_names_are_drawn_inside(size):
     mask = np.zeros((height, width), np.uint8)
     mask[height // 2, width // 2] = 1
     objects = [
-        DrawnObject((0, 0, width, height), "giraffe with a very long name", 3, 0.98, mask),
+        DrawnObject((0, 0, width, height), "giraffe with a very long name", 3, 0.98, encode_mask(mask)),
         DrawnObject((width - 5, height - 5, width, height), "x", 4, 0.51),
     ]
     drawn = draw_objects(image, objects)
@@ -36,7 +37,9 @@ def test_a_mask_tints_what_it_covers_and_nothing_else():
     image = Image.new("RGB", (400, 400), (10, 10, 10))
     mask = np.zeros((400, 400), np.uint8)
     mask[300:350, 300:350] = 1
-    pixels = np.asarray(draw_objects(image, [DrawnObject((290, 290, 360, 360), "a", 0, 0.9, mask)]))
+    pixels = np.asarray(
+        draw_objects(image, [DrawnObject((290, 290, 360, 360), "a", 0, 0.9, encode_mask(mask))])
+    )
     assert (pixels[325, 325] != 10).any()
     assert (pixels[200, 200] == 10).all()
 

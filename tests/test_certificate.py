@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -207,17 +209,41 @@ def test_a_full_disk_leaves_the_file_as_it_was(
     assert not certificate.certificate_path(file).exists()
 
 
-def test_a_program_with_code_is_refused_and_not_executed(tmp_path: Path) -> None:
-    class Code:
-        def __reduce__(self) -> Any:
-            return (tmp_path / "executed").mkdir, ()
+class Code:
+    """Makes a folder when it is unpickled."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize(
+    ("place", "how", "settings"),
+    [
+        ("sample_inputs/model.pt", "saved", "{}"),
+        ("sample_inputs/model.pt", "pickled", "{}"),
+        ("constants/opaque_obj_0", "pickled", "{}"),
+        ("constants/custom_obj_0", "pickled", "{}"),
+        (
+            "weights/weight_0",
+            "pickled",
+            r'{"config": {"w": {"path_name": "weight_0", "use\u005fpickle": true}}}',
+        ),
+    ],
+)
+def test_a_program_with_code_is_refused_and_not_executed(
+    tmp_path: Path, place: str, how: str, settings: str
+) -> None:
     pickled = io.BytesIO()
-    torch.save(Code(), pickled)
+    code = Code(tmp_path / "executed")
+    torch.save(code, pickled) if how == "saved" else pickle.dump(code, pickled, protocol=4)
     with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
         archive.writestr("archive/models/model.json", "{}")
-        archive.writestr("archive/data/sample_inputs/model.pt", pickled.getvalue())
-    with pytest.raises(ValueError, match=r"refused, for .* holds more than weights"):
+        archive.writestr("archive/data/weights/model_weights_config.json", settings)
+        archive.writestr(f"archive/data/{place}", pickled.getvalue())
+    with pytest.raises(ValueError, match=r"refused, for .* holds (more than weights|an object of code)"):
         open_program(tmp_path / "a.pt2")
     assert not (tmp_path / "executed").exists()
 

@@ -244,7 +244,18 @@ def test_a_cascade_asks_the_large_setting_where_the_small_one_is_unsure(run, dig
     for name, macs in (("small", found["small_macs"]), ("large", found["large_macs"])):
         arguments = ["predict", run, *images, "--budget", f"{macs}MACs", "--out", tmp_path / name, "--json"]
         answers[name] = json.loads(call(*arguments)[1])
-    status, printed, err = call("predict", run, *images, "--cascade", "--out", tmp_path / "cascade", "--json")
+    arguments = [
+        "predict",
+        run,
+        *images,
+        "--cascade",
+        "--workers",
+        1,
+        "--out",
+        tmp_path / "cascade",
+        "--json",
+    ]
+    status, printed, err = call(*arguments)
     assert status == 0, err
     again = 0
     for ours, small, large in zip(json.loads(printed), answers["small"], answers["large"], strict=True):

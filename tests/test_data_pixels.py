@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,11 @@ def test_a_few_images_of_another_kind_do_not_make_photographs_something_else(
     assert report["data"].keys() == {"mean", "std"}
     for reason in ("b.tif: 32-bit grey of unknown range", "c.png: an empty file", "d.png: 1x1001 pixels"):
         assert f"cat/{reason}" in report["problems"][0]
+
+
+def test_colours_of_16_bits_are_read_from_memory_too(tmp_path: Path) -> None:
+    """As from a tar file."""
+    values = RNG.integers(0, 65536, (40, 50, 3), dtype=np.uint16)
+    png16(tmp_path / "a.png", values)
+    for source in (tmp_path / "a.png", BytesIO((tmp_path / "a.png").read_bytes())):
+        assert np.array_equal(read_native(source, "a.png"), values)

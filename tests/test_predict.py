@@ -24,8 +24,10 @@ from skimage import data
 
 from crossformerpp.analysis.conformal import Promise
 from crossformerpp.analysis.predictions import ClassPrediction
+from crossformerpp.analysis.throughput import require_device
 from crossformerpp.data.lock import RunLock
-from crossformerpp.predict import PredictionRun, open_images, predict
+from crossformerpp.predict import Images, PredictionRun, open_images, predict
+from crossformerpp.predict.pictures import _unused_stems
 from crossformerpp.recipes.load import parse_recipe
 from crossformerpp.tasks import find_task
 from crossformerpp.tasks.classification import eval_transform
@@ -284,6 +286,51 @@ def test_only_the_same_prediction_is_resumed(photographs: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="exists; choose another --out"):
         PredictionRun(predictor, images, tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_photographs_are_never_replaced_by_their_pictures(
+    classifier: Any, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(photographs, tmp_path / "photos")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.chdir(folder)
+    for inputs, out in (([folder], folder), (["000.png"], Path("."))):
+        with pytest.raises(
+            ValueError, match=r"holds images to predict, such as .*000\.png.*; choose another --out"
+        ):
+            list(predict(classifier, open_images(inputs), out, overwrite=True))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    list(predict(classifier, open_images(["000.png"]), Path("."), overwrite=True, pictures=False))
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_what_predict_wrote_is_no_input_of_a_pattern(
+    classifier: Any, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photographs, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    first = open_images(["photos/**/*.jpg"])
+    list(predict(classifier, first, Path("photos/out"), batch_size=BATCH))
+    assert list(open_images(["photos/**/*.jpg"]).names) == list(first.names)
+    assert len(open_images(["photos/out/*.jpg"])) == len(first)  # unless they are meant
+    (tmp_path / "photos/out/predictions.jsonl").unlink()  # as several processes leave it that were killed
+    assert len(open_images(["photos"])) == NUM_IMAGES
+
+
+def test_pictures_of_many_images_of_one_name_are_named_at_once() -> None:
+    images = Images.of_files(f"{number}/rgb/0.png" for number in range(20_000))
+    stems = list(_unused_stems(images, [""]))
+    assert stems[:3] == ["rgb_0", "rgb_0_2", "rgb_0_3"]
+    assert len(set(stems)) == 20_000
+    others = Images.of_files(["a/x.png", "b/x.png", "c/a_x.png", "a/x.jpg"])
+    assert list(_unused_stems(others, ["", "_mask"])) == ["a_x", "b_x", "a_x_2", "a_x_3"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda" if not torch.cuda.is_available() else "xpu"])
+def test_devices_that_are_not_there_are_said(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--device {device}: PyTorch cannot use it here"):
+        require_device(device)
+    require_device("cpu")
 
 
 def test_a_folder_has_one_prediction_at_a_time(classifier: Any, photographs: Path, tmp_path: Path) -> None:

@@ -215,6 +215,18 @@ def test_card_is_filled_from_the_run(run: Path, tmp_path: Path) -> None:
     assert end.value.code == 2, "a folder is not overwritten"
 
 
+def test_pictures_of_an_earlier_writing_do_not_stay(run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(run / "predictions.png")
+    folder = share.write_folder(run, tmp_path / "shared")
+    assert (folder / "predictions.png").is_file()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "conformal.json").write_text("{}")
+    share.write_folder(run, folder, pictures=False, overwrite=True)
+    assert not (folder / "predictions.png").exists()
+    assert not (folder / "conformal.json").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_pushing_uploads_the_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, **_: calls.append(repo))
@@ -229,9 +241,13 @@ def test_pushing_uploads_the_folder(run: Path, tmp_path: Path, monkeypatch: pyte
     assert {path.name for path in folder.iterdir()} <= set(allowed)  # and nothing put there later goes along
 
 
+class _NoNetworkError(Exception):
+    """As the Hub's HTTP client has: neither an OSError nor a ValueError."""
+
+
 def test_refused_push_leaves_the_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Any, repo: str, **_: Any) -> None:
-        raise OSError("no network")
+        raise _NoNetworkError("no network")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     folder = share.write_folder(run, tmp_path / "shared")

@@ -127,6 +127,12 @@ def test_onnx_answers_as_the_checkpoint_without_pytorch(run, data: Path, tmp_pat
     found = certify(tmp_path / "model.onnx", root=data, checkpoint=folder)
     assert found.metrics()["top1"] == 1.0
     assert len(calibration_images(data)) == 24
+    for number in range(200):
+        (tmp_path / "many").mkdir(exist_ok=True)
+        (tmp_path / f"many/{number:03d}.png").touch()
+    spread = [int(path.stem) for path in calibration_images(tmp_path / "many")]
+    assert (len(spread), spread[0], spread[-1]) == (128, 0, 198)
+    assert set(np.diff(spread)) == {1, 2}
 
 
 def test_weights_of_colour_images_are_fitted_as_timm_does(data: Path, tmp_path: Path) -> None:

@@ -342,6 +342,14 @@ def test_predict_finds_what_eval_found_tile_by_tile(run):
             assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=0.01)
 
 
+def test_worker_processes_hand_tiles_over(run, tmp_path):
+    folder, scenes = run
+    predictor = predict.load_predictor(folder, "cpu", min_score=0.01)
+    files = sorted((scenes / "images" / "val").iterdir())
+    found = list(predict.predict(predictor, files, tmp_path / "out", workers=1, batch_size=1))
+    assert [one.to_json()["objects"] for one in found] == objects_in(predictor, scenes)
+
+
 def test_a_run_cannot_go_on_with_other_tiles(run):
     with pytest.raises(ValueError, match=r"changed data\.tiles\.size: 64 → 80"):
         engine.resume(run[0], ["data.tiles.size=80"])

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from crossformerpp.analysis.fonts import Font, font_for
 from crossformerpp.analysis.overlay import HEADING, add_heading
-from crossformerpp.data.masks import decode
+from crossformerpp.data.masks import Rle, decode
 
 _GOLDEN = 0.618034  # hues of successive labels are this far apart, so neighbours differ clearly
 _TINT = 0.45  # how much of a mask's colour covers the image
@@ -26,14 +26,14 @@ class DrawnObject:
         name: Of its class.
         label: Number of its class, which chooses the colour.
         score: None: it is true.
-        mask: H × W of 0 and 1; None: no mask.
+        mask: Run lengths of its H × W mask; None: no mask.
     """
 
     box: tuple[float, float, float, float]
     name: str
     label: int
     score: float | None
-    mask: np.ndarray | None = None
+    mask: Rle | None = None
 
 
 def label_color(label: int) -> tuple[int, int, int]:
@@ -52,7 +52,7 @@ def draw_objects(image: Image.Image, objects: Sequence[DrawnObject]) -> Image.Im
     canvas = np.array(image)
     for thing in objects:
         if thing.mask is not None:
-            inside = thing.mask.astype(bool)
+            inside = decode(thing.mask).astype(bool)  # one at a time: all masks of a panorama would not fit
             tint = _TINT * np.array(label_color(thing.label))
             canvas[inside] = (canvas[inside] * (1 - _TINT) + tint).astype(np.uint8)
     picture = Image.fromarray(canvas)
@@ -85,7 +85,7 @@ def drawn_objects(
             class_names[thing["label"]],
             thing["label"],
             thing.get("score"),
-            decode(thing["segmentation"]) if "segmentation" in thing else None,
+            thing.get("segmentation"),
         )
         for thing in reversed(found)
         for x, y, width, height in (thing["bbox"],)

@@ -28,6 +28,20 @@ class Timing:
     runs: int
 
 
+def require_device(text: str) -> None:
+    """
+    Raises:
+        ValueError: PyTorch has no such device here.
+    """
+    try:
+        torch.empty(1, device=text)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].strip()
+        raise ValueError(
+            f"--device {text}: PyTorch cannot use it here ({reason}); cpu always works"
+        ) from None
+
+
 def time_calls(
     calls: Mapping[str, Callable[[], Any]], protocol: Protocol, seconds: float = 10.0, device: str = "cpu"
 ) -> dict[str, Timing]:

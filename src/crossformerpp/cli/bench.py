@@ -55,10 +55,17 @@ def bench(
 
     from crossformerpp.analysis.benchmark import Setting
     from crossformerpp.analysis.benchmark import bench as measure
+    from crossformerpp.analysis.throughput import require_device
     from crossformerpp.recipes.load import parse_options
 
-    if out is not None and not overwrite and (out / "bench.csv").exists():
-        raise ValueError(f"{out / 'bench.csv'} exists: choose another folder or pass --overwrite")
+    if out is not None:
+        import matplotlib  # noqa: F401  (draws what is written; better missed now than after the timing)
+
+        taken = [name for name in ("bench.csv", "bench.png") if (out / name).exists()]
+        if out.is_file() or (taken and not overwrite):
+            place = out / taken[0] if taken else out
+            raise ValueError(f"{place} exists: choose another folder or pass --overwrite")
+    require_device(device)
     if threads:
         torch.set_num_threads(threads)
     settings = [
@@ -69,13 +76,13 @@ def bench(
     rows = [
         asdict(row) | {"protocol": protocol} for row in track(found, len(settings) * len(models), "timing")
     ]
-    if out is not None:
-        _write(rows, out)
+    kind = [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
     if as_json:
         show_json(rows)
-        return
-    kind = [dtype, "compiled" if compiled else "eager", "training step" if training else "inference", device]
-    _show(rows, ", ".join(kind), protocol)
+    else:
+        _show(rows, ", ".join(kind), protocol)
+    if out is not None:
+        _write(rows, out)
 
 
 def _show(rows: Sequence[Mapping[str, Any]], title: str, protocol: str) -> None:
@@ -120,11 +127,12 @@ def _sides(text: str) -> tuple[int, int]:
 
 def _write(rows: list[dict[str, Any]], out: Path) -> None:
     from crossformerpp.analysis.pictures import bars
+    from crossformerpp.data.writing import replacing_folder
 
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "bench.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
     labels = [f"{row['model']}\n{row['batch_size']} × {row['height']}x{row['width']}" for row in rows]
-    bars(labels, [row["images_per_s"] for row in rows], "images/s", out / "bench.png")
+    with replacing_folder(out) as draft:
+        with (draft / "bench.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        bars(labels, [row["images_per_s"] for row in rows], "images/s", draft / "bench.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -81,8 +82,12 @@ def budget(
         measured: dict[tuple[int, str], list[Point]] = {}
         for rival in track(rivals, len(rivals), "rivals"):
             measured.setdefault((rival.budget, rival.name), []).append(judge.measure(rival.setting))
-        timed = judge.timed_in_turn(list(dict.fromkeys([*front, *pareto_front(points, "ms")])))
-        best = [*pareto_front(timed), *pareto_front(timed, "ms")]
+        found = [*front, *pareto_front(points, "ms"), *itertools.chain.from_iterable(measured.values())]
+        compared = list(dict.fromkeys(found))
+        timed = dict(zip(compared, judge.timed_in_turn(compared), strict=True))
+        measured = {key: [timed[point] for point in group] for key, group in measured.items()}
+        chosen = [timed[point] for point in points if point in timed]
+        best = [*pareto_front(chosen), *pareto_front(chosen, "ms")]
         kept = sorted(dict.fromkeys(best), key=lambda point: point.macs)
         rows = report.compare(front, measured)
         _write(folder, judge, points, kept, measured, rows)

@@ -75,7 +75,8 @@ def export(
         raise ValueError(
             "--data goes with --int8; to evaluate any exported file: crossformer eval FILE --data …"
         )
-    destination = out or Path(checkpoint.resolve().stem + SUFFIXES[form])
+    whole = checkpoint.resolve()
+    destination = out or Path((whole.name if whole.is_dir() else whole.stem) + SUFFIXES[form])
     certificate = None
     if calibrate is not None:
         from crossformerpp.export.int8 import export_int8

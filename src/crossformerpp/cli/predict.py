@@ -99,6 +99,8 @@ def predict(
         **options,
     )
     found = room.open_images(images, predictor.pixels.extensions)
+    if out is None and room.Processes.started().world > 1:
+        raise ValueError("several processes need one folder that all of them can see: pass --out FOLDER")
     folder = out or fresh_folder(Path("predictions"))
     batch_size = batch_size or predictor.batch_size
     if workers is None:

@@ -23,6 +23,7 @@ _SYSTEM = re.compile(
 _OUTPUTS = (  # and the files by which a folder is known as such
     ("run of `crossformer train`", ("recipe.yaml", "run.json")),
     ("results of `crossformer predict`", ("predictions.jsonl",)),
+    ("results of `crossformer predict`", ("predict.json",)),  # begun, by several processes
     ("results of `crossformer eval`", ("metrics.json", "predictions.png")),
     ("results of `crossformer eval`", ("metrics.json", "overlays.png")),
 )
@@ -130,7 +131,7 @@ def _entries(
             and _leads_inside(os.path.realpath(entry.path), real_root, real_folder)
         ):
             left_out.add("link into the folder itself", _named(entry, root))
-        elif stat.S_ISDIR(status.st_mode) and (output := _output(entry.path)) is not None:
+        elif stat.S_ISDIR(status.st_mode) and (output := output_of(entry.path)) is not None:
             left_out.add(output, f"{_named(entry, root)}/")
         elif stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode):
             yield entry, status
@@ -150,7 +151,7 @@ def _note_hidden(
         left_out.add("hidden or system file", _named(entry, root))
 
 
-def _output(folder: str) -> str | None:
+def output_of(folder: str) -> str | None:
     """Which command wrote a folder, or all folders in it, whose pictures are no data then: people put --out, and runs/,
     where their data are.
     """
@@ -162,7 +163,7 @@ def _output(folder: str) -> str | None:
         for entry in listing:
             if is_hidden(entry.name):
                 continue
-            inner = _output(entry.path) if entry.is_dir(follow_symlinks=False) else None
+            inner = output_of(entry.path) if entry.is_dir(follow_symlinks=False) else None
             if inner is None:
                 return None
             first = first or inner

@@ -211,7 +211,11 @@ def _of_torchvision(source: str | Path | BinaryIO, name: str) -> np.ndarray:
         from torchvision.io import ImageReadMode, decode_image
     except ImportError:
         raise ValueError(f"{name}: colours of 16 bits, which need torchvision") from None
-    content = Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
+    if isinstance(source, str | Path):
+        content = Path(source).read_bytes()
+    else:
+        source.seek(0)
+        content = source.read()
     try:
         decoded = decode_image(
             torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED

@@ -100,7 +100,8 @@ def calibration_images(folder: Path) -> list[Path]:
     if not found:
         more = f"; left out {left_out}" if left_out.found else ""
         raise ValueError(f"--calibrate {folder}: no images in this folder{more}")
-    return found[:: max(1, len(found) // NUM_IMAGES)][:NUM_IMAGES]
+    count = min(len(found), NUM_IMAGES)
+    return [found[number * len(found) // count] for number in range(count)]
 
 
 def quantize(source: Path, destination: Path, images: Sequence[Path]) -> None:

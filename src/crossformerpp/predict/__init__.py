@@ -78,11 +78,14 @@ def load_predictor(
             raise ValueError(
                 f"--set {' '.join(overrides)}: the settings of an exported model are fixed; export it again"
             )
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"--device {device}: exported models run on the CPU; leave it out")
         exported = open_predictor(path, **options)
         settings = tile_overrides(exported.network.about["task"], tiles, overlap)
         return _marked(_with_tiles(exported, path, settings), path, settings, options)
     import torch
 
+    from crossformerpp.analysis.throughput import require_device
     from crossformerpp.tasks import find_task
     from crossformerpp.tasks.points import open_at
 
@@ -95,6 +98,7 @@ def load_predictor(
         device = "cpu"
         if torch.cuda.is_available():  # of torchrun's processes each takes its own
             device = f"cuda:{local_rank() % torch.cuda.device_count()}"
+    require_device(device)
     if cascade:
         from crossformerpp.tasks.classification.cascade import open_cascade
 

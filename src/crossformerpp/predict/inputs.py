@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from crossformerpp.data import tar_index
-from crossformerpp.data.files import find_files, is_hidden, warn_left_out
+from crossformerpp.data.files import find_files, is_hidden, output_of, warn_left_out
 from crossformerpp.data.images import IMAGE_EXTENSIONS, require_shape
 from crossformerpp.data.names import printable, read_text
 from crossformerpp.data.pixel_files import open_pixels
@@ -74,6 +74,19 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def first_in(self, folder: Path) -> str | None:
+        """The name of an image file that lies in a folder itself; None: there is none."""
+        if not folder.is_dir():
+            return None
+        own, known = folder.resolve(), dict[str, bool]()
+        for number, name in enumerate(self.names):
+            parent = os.path.dirname(name)
+            if parent not in known:
+                known[parent] = Path(parent).resolve() == own
+            if known[parent] and self.places[number, 0] == _FILE:
+                return printable(name)
+        return None
 
     def stem(self, number: int) -> tuple[str, str]:
         """(folder's name, file's name without its extension)."""
@@ -169,6 +182,10 @@ def _search(folder: Path, extensions: tuple[str, ...]) -> list[str]:
 def _matching(pattern: str, extensions: tuple[str, ...]) -> Iterator[str]:
     found = [path for path in sorted(glob.glob(pattern, recursive=True)) if not is_hidden(Path(path).name)]
     kept = [path for path in found if path.lower().endswith((*extensions, ".tar")) or os.path.isdir(path)]
+    if "**" in pattern:  # may have been in folders that `predict` wrote
+        parents = {path: os.path.dirname(path) or "." for path in kept}
+        is_output = {parent: output_of(parent) is not None for parent in set(parents.values())}
+        kept = [path for path in kept if not is_output[parents[path]]]
     if not kept:
         raise ValueError(f"{pattern}: no image matches this pattern")
     for path in kept:

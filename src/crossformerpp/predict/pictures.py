@@ -54,13 +54,14 @@ def _unused_stems(images: Images, suffixes: Collection[str]) -> Names:
     stems = [images.stem(number) for number in range(len(images))]
     same = Counter(stem for _, stem in stems)
     taken: set[str] = set()
+    numbers: Counter[str] = Counter()  # that were tried beside a stem
     unused = []
     for folder, stem in stems:
         stem = safe_name(stem if same[stem] == 1 else f"{folder}_{stem}")
-        name, number = stem, 1
+        name = stem if not numbers[stem] else f"{stem}_{numbers[stem] + 1}"
         while not taken.isdisjoint(f"{name}{suffix}".casefold() for suffix in suffixes):
-            number += 1
-            name = f"{stem}_{number}"
+            numbers[stem] += 1
+            name = f"{stem}_{numbers[stem] + 1}"
         taken.update(f"{name}{suffix}".casefold() for suffix in suffixes)
         unused.append(name)
     return Names(unused)

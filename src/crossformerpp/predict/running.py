@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -80,6 +81,10 @@ class PredictionRun:
         self.total, self.done, self.is_first = len(self.images), 0, True
         if out is None:
             return
+        if pictures and (place := self.images.first_in(out)) is not None:
+            raise ValueError(
+                f"{out}: holds images to predict, such as {place}, which pictures could replace; choose another --out"
+            )
         settings = {**_settings(predictor), "--pictures": pictures}
         processes = Processes.started()
         results = Results(out, self.images, predictor.columns, settings, self.batch_size, processes)
@@ -152,6 +157,13 @@ class PredictionRun:
         except ValueError as error:
             if len(loaded.numbers) == 1:
                 return [f"{printable(self.images.names[loaded.numbers[0]])}: {error}"]
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"out of memory with {len(loaded.numbers)} image(s) at once; pass a smaller --batch-size, or --tiles "
+                "for large images of detectors and segmenters"
+            ) from error
         answers: list[Prediction | str] = []
         for number, prepared in zip(loaded.numbers, loaded.prepared, strict=True):
             answers += self._answers(Loaded([number], [prepared], [], {}))
@@ -188,6 +200,14 @@ class _Pending:
         return self.drawn is None or self.drawn.done()
 
 
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    if "torch" not in sys.modules:  # an exported model is at work
+        return False
+    from crossformerpp.tasks.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def predict(
     predictor: Predictor[Any], images: Images | Sequence[Path], out: Path | None = None, **options: Any
 ) -> Iterator[Predicted]:
@@ -203,8 +223,11 @@ def predict(
 
 
 def _settings(predictor: Predictor[Any]) -> dict[str, Any]:
-    """What results depend on: the model file's content, and how it was opened."""
+    """What results depend on: the model file's content, how it was opened, and thresholds that lie beside it."""
     found: dict[str, Any] = dict(predictor.options)
+    for name in ("thresholds", "promise", "threshold"):
+        if (value := getattr(predictor, name, None)) is not None:
+            found[name] = str(value)
     if predictor.source is not None:
         with predictor.source.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,24 +1,37 @@
 """Worker processes that share memory with this one: PyTorch's DataLoader, which also ends them with it."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, Dataset
 
 from crossformerpp.predict.loading import Loaded, Loader
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """What stands for a tensor that is packed."""
+
+    sides: tuple[int, ...]
+
+
 class _Packed(NamedTuple):
-    """A `Loaded` whose tensors are few: each takes an open file while it is handed over."""
+    """A `Loaded` whose tensors are few: each takes an open file while it is handed over.
+
+    What `prepare` gives may be a tensor, or a tree of tensors and other things, as of tiles or of two settings.
+    """
 
     numbers: list[int]
-    shapes: list[tuple[int, ...]]
+    tree: TreeSpec
+    leaves: list[Any]
     prepared: Tensor
-    sizes: list[tuple[int, ...]]
+    sizes: list[_Shape]
     pixels: Tensor
     errors: dict[int, str]
     lost: str | None
@@ -31,11 +44,13 @@ class _Batches(Dataset):
     def __getitem__(self, batch: range) -> _Packed:
         loaded = self.loader.load(batch)
         pixels = [torch.from_numpy(image) for image in loaded.pixels]
+        leaves, tree = tree_flatten(list(loaded.prepared))
         return _Packed(
             loaded.numbers,
-            [tuple(tensor.shape) for tensor in loaded.prepared],
-            _joined(loaded.prepared),
-            [tuple(tensor.shape) for tensor in pixels],
+            tree,
+            [_Shape(tuple(leaf.shape)) if isinstance(leaf, Tensor) else leaf for leaf in leaves],
+            _joined([leaf for leaf in leaves if isinstance(leaf, Tensor)]),
+            [_Shape(tuple(tensor.shape)) for tensor in pixels],
             _joined(pixels),
             loaded.errors,
             loaded.lost,
@@ -56,9 +71,11 @@ def load_by_processes(
     )
     try:
         for one in packed:
+            tensors = iter(_cut(one.prepared, [leaf for leaf in one.leaves if isinstance(leaf, _Shape)]))
+            leaves = [next(tensors) if isinstance(leaf, _Shape) else leaf for leaf in one.leaves]
             yield Loaded(
                 one.numbers,
-                _cut(one.prepared, one.shapes),
+                tree_unflatten(leaves, one.tree),
                 _cut(one.pixels, one.sizes),
                 one.errors,
                 one.lost,
@@ -71,11 +88,11 @@ def load_by_processes(
         ) from None
 
 
-def _joined(tensors: Sequence[Any]) -> Tensor:
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
     flat = [tensor.reshape(-1) for tensor in tensors]
     return torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
 
 
-def _cut(joined: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    parts = joined.split([int(np.prod(shape)) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+def _cut(joined: Tensor, shapes: Sequence[_Shape]) -> list[Tensor]:
+    parts = joined.split([math.prod(shape.sides) for shape in shapes])
+    return [part.view(shape.sides) for part, shape in zip(parts, shapes, strict=True)]

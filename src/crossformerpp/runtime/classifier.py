@@ -16,6 +16,7 @@ class OnnxClassifier(Predictor[ClassPrediction]):
     """Prepares an image as timm's evaluation transform does: short side, then the centre."""
 
     workers = "threads"
+    batch_size = 32
 
     def __init__(self, network: ExportedNetwork, top_k: int = 5, **_: Any) -> None:
         self.network = network

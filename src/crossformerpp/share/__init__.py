@@ -117,6 +117,9 @@ def write_folder(
                 with Image.open(run / name) as picture:
                     picture.thumbnail((_WIDEST, _WIDEST))
                     write_picture(draft / name, picture)
+            written = {path.name for path in draft.iterdir()}
+        for name in set(_FILES) - written:  # of a folder that was written before, perhaps with pictures
+            (folder / name).unlink(missing_ok=True)
     except SafetensorError as error:
         raise OSError(errno.EIO, f"could not be written: {error}", str(folder)) from None
     return folder
@@ -190,14 +193,14 @@ def push(folder: Path, repo: str) -> str:
         ValueError: The Hub refuses; says why.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(library_name="crossformerpp", library_version=crossformerpp.__version__)
     try:
         api.create_repo(repo, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=_FILES))
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        raise ValueError(f"{repo} was not pushed ({error}); the folder {folder} is complete") from None
+    except Exception as error:  # the library's own, those of its HTTP client, of the disk
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{repo} was not pushed ({reason}); the folder {folder} is complete") from None
 
 
 def _metrics(run: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ _TIMM = """import crossformerpp, timm  # the first registers the model
 model = timm.create_model("{address}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))"""
 _PREDICTOR = """import crossformerpp
-from PIL import Image
+from crossformerpp.data.images import read_image  # upright RGB, as the command line reads it
 
 predictor = crossformerpp.from_pretrained("{place}")
-predictor(Image.open("photograph.jpg").convert("RGB")).to_json()  # predictor.model is the network"""
+predictor(read_image("photograph.jpg")).to_json()  # predictor.model is the network"""
 _CARD = """---
 {header}---
 

@@ -11,18 +11,18 @@ import gradio as gr
 from PIL import Image
 
 import crossformerpp
-from crossformerpp.data.images import require_shape
+from crossformerpp.data.images import read_image, require_shape
 
 FOLDER = Path(__file__).resolve().parent
 predictor = crossformerpp.from_pretrained(FOLDER)
 
 
-def answer(image: Image.Image | None) -> tuple[Image.Image, list[list[str]]]:
+def answer(path: str | None) -> tuple[Image.Image, list[list[str]]]:
     """The annotated picture, and the rows of the table."""
-    if image is None:
+    if path is None:
         raise gr.Error("Upload a picture first.")
-    image = image.convert("RGB")
     try:
+        image = read_image(path, "this picture")
         require_shape(image, "this picture")
         found = predictor(image)
     except ValueError as error:
@@ -34,7 +34,7 @@ def page() -> Any:
     """The page, not yet served."""
     return gr.Interface(
         answer,
-        gr.Image(type="pil", label="Picture"),
+        gr.Image(type="filepath", label="Picture"),
         [gr.Image(type="pil", label="Answer"), gr.Dataframe(headers=list(predictor.columns), label="Found")],
         title=FOLDER.name,
         flagging_mode="never",

@@ -4,6 +4,7 @@ An AOTInductor package is machine code, which opening it runs.
 """
 
 import io
+import json
 import re
 import shutil
 import tempfile
@@ -19,7 +20,8 @@ from torch import Tensor
 from crossformerpp.runtime.about import read_about
 from crossformerpp.runtime.files import KEY, ExportedNetwork
 
-_PICKLED = re.compile(rb'"use_pickle"\s*:\s*true')
+_OBJECT = re.compile(r"/(custom|opaque)_obj_")  # which torch.export.load unpickles
+_RAW = ("/weights", "/constants")  # folders of tensors' bytes, unless the settings say otherwise
 
 
 class ProgramSession:
@@ -70,13 +72,21 @@ def _refuse_code(path: Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        settings = b"".join(archive.read(name) for name in names if name.endswith("_config.json"))
-        raw = () if _PICKLED.search(settings) else ("/weights/", "/constants/")
+        pickled: set[str] = set()
         for name in names:
-            if not name.endswith(".pt") and ("/data/" not in name or any(part in name for part in raw)):
+            if name.endswith("_config.json"):
+                pickled |= _pickled(json.loads(archive.read(name)))
+        for name in names:
+            if _OBJECT.search(name):
+                raise ValueError(f"{path}: refused, for {name} holds an object of code")
+            folder, _, own = name.rpartition("/")
+            is_raw = folder.endswith(_RAW) and own not in pickled
+            if (
+                not own
+                or own.endswith(".json")
+                or not (own.endswith(".pt") or ("/data/" in name and not is_raw))
+            ):
                 continue
-            if name.endswith(".json") or archive.read(name)[:2] not in (b"PK", b"\x80\x02"):
-                continue  # not as torch.save begins
             try:
                 torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
             except Exception as error:  # not a pickle at all, or one that is not plain
@@ -84,6 +94,16 @@ def _refuse_code(path: Path) -> None:
                 raise ValueError(
                     f"{path}: refused, for {name} holds more than weights and plain data ({reason})"
                 ) from None
+
+
+def _pickled(settings: Any) -> set[str]:
+    """The names of the entries that a page of settings says are pickled."""
+    if isinstance(settings, list):
+        return set().union(*map(_pickled, settings))
+    if not isinstance(settings, dict):
+        return set()
+    own = {str(settings.get("path_name"))} if settings.get("use_pickle") else set()
+    return own.union(*map(_pickled, settings.values()))
 
 
 def open_program(path: Path) -> ExportedNetwork:
