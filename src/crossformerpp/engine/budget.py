@@ -44,6 +44,7 @@ _ALONE = ["model.compile=false", "trainer.devices=1", "trainer.nodes=1", "traine
 _TIMED_SECONDS = (
     0.5  # for each setting as it is measured, and for each of the front when they are timed in turn
 )
+_WARM_UP = 3  # calls after a change of groups that are not timed
 _LOOKED_AT = 32  # images whose attention is measured
 _GROUP_SIZES = (2, 4, 7, 10, 14)  # the paper's [4, 14], and less for small images
 _LOGGED = {"setting", "macs", "ms", "score", "search", "held_out", "resampled"}  # keys of a log's line
@@ -294,11 +295,12 @@ def draws(images: np.ndarray, times: int) -> Iterator[np.ndarray]:
 def _regrouped(
     set_groups: Callable[..., None], setting: Setting, call: Callable[[], None]
 ) -> Callable[[], None]:
-    """Sets the groups and calls once, so that what a first call computes for them, as position biases, is there."""
+    """Sets the groups and calls some times: a first call computes their position biases and finds cold caches."""
 
     def run() -> None:
         set_groups(*setting.groups)
-        call()
+        for _ in range(_WARM_UP):
+            call()
 
     return run
 

@@ -217,7 +217,7 @@ class Predictions(Metric):
     probabilities: list[Tensor]
 
     def __init__(self) -> None:
-        super().__init__(compute_on_cpu=True, dist_sync_fn=self._gather)
+        super().__init__(dist_sync_fn=self._gather)
         for name in ("numbers", "labels", "probabilities"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -226,9 +226,9 @@ class Predictions(Metric):
         return [part.cpu() for part in gather_all_tensors(values.to(self.device), group)]
 
     def update(self, numbers: Tensor, labels: Tensor, probabilities: Tensor) -> None:
-        self.numbers.append(numbers)
-        self.labels.append(labels)
-        self.probabilities.append(probabilities)
+        self.numbers.append(numbers.cpu())  # torchmetrics' compute_on_cpu moves all that came before each time
+        self.labels.append(labels.cpu())
+        self.probabilities.append(probabilities.cpu())
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         return dim_zero_cat(self.numbers), dim_zero_cat(self.labels), dim_zero_cat(self.probabilities)
