@@ -226,7 +226,8 @@ class Predictions(Metric):
         return [part.cpu() for part in gather_all_tensors(values.to(self.device), group)]
 
     def update(self, numbers: Tensor, labels: Tensor, probabilities: Tensor) -> None:
-        self.numbers.append(numbers.cpu())  # torchmetrics' compute_on_cpu moves all that came before each time
+        # torchmetrics' compute_on_cpu would move all that came before each time
+        self.numbers.append(numbers.cpu())
         self.labels.append(labels.cpu())
         self.probabilities.append(probabilities.cpu())
 
