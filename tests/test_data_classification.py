@@ -99,7 +99,7 @@ def test_folders_that_cannot_be_used_are_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"dog: 1 image\(s\) cannot be split"):
         open_folder(tmp_path / "few", "train", 0.2, seed=0)
     fill(tmp_path / "half" / "train", cat=3, dog=1)
-    with pytest.raises(ValueError, match=r"val/ is missing \(pass --data .*half/train for"):
+    with pytest.raises(ValueError, match=r"val/ is missing \(pass --data .*half/train to split"):
         open_folder(tmp_path / "half", "val", 0.2, seed=0)
 
 
