@@ -12,6 +12,7 @@ from crossformerpp.ablations.position import (
     InterpolatedPositionBias,
     RelativePositionBias,
     enlarge_tables,
+    resize_table,
 )
 from crossformerpp.analysis.complexity import count_complexity
 from crossformerpp.models import CrossFormer
@@ -131,3 +132,11 @@ def test_absolute_positions_are_resized_to_other_maps():
     with torch.no_grad():
         ape.embedding.fill_(3.0)
     torch.testing.assert_close(ape(torch.zeros(2, 6, 9, 2)), torch.full((2, 6, 9, 2), 3.0))
+
+
+def test_a_resized_table_keeps_the_offset_0_in_its_centre():
+    table = torch.randn(2, 13, 13)
+    for height, width in ((1, 1), (1, 7), (4, 1), (14, 14), (5, 3)):
+        resized = resize_table(table, height, width)
+        assert resized.shape == (2, 2 * height - 1, 2 * width - 1)
+        torch.testing.assert_close(resized[:, height - 1, width - 1], table[:, 6, 6])

@@ -1,6 +1,7 @@
 """Amplitudes of blocks: what is found in which model, against outputs taken by hand."""
 
 import itertools
+import math
 
 import pytest
 import timm
@@ -78,3 +79,13 @@ def test_no_hook_stays_behind_even_after_an_error():
     with pytest.raises(ValueError, match="at least 32"):
         block_amplitudes(model, [torch.randn(1, 3, 8, 8)])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_block_that_gives_nan_says_so():
+    model = timm.create_model(
+        "crossformer_tiny", embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1]
+    ).eval()
+    with torch.no_grad():
+        model.stages[1].blocks[0].norm2.bias.fill_(torch.nan)
+    found = [one.maximum for one in block_amplitudes(model, [torch.randn(1, 3, 64, 64)])]
+    assert [math.isnan(value) for value in found] == [False, True, True, True]

@@ -395,3 +395,70 @@ def test_bfloat16_is_as_exact_as_the_literal_implementation_in_it(name):
         exact = model(x)
         ours, theirs = ((each.bfloat16()(x.bfloat16()) - exact).square().mean() for each in (model, literal))
     assert 0 < ours < 1.3 * theirs
+
+
+def _scale_branches(block):
+    class Double(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    block.drop_path = Double()
+
+
+def _tanh(block):
+    block.mlp.act = torch.nn.GELU(approximate="tanh")
+    for layer in (block.mlp.fc1, block.mlp.fc2):  # or the two kinds differ by rounding only
+        torch.nn.init.normal_(layer.weight)
+
+
+def _without_bias(block):
+    block.norm1 = torch.nn.LayerNorm(block.norm1.normalized_shape, bias=False)
+    block.norm2 = torch.nn.LayerNorm(block.norm2.normalized_shape, elementwise_affine=False)
+
+
+@pytest.mark.parametrize("change", [_scale_branches, _tanh, _without_bias])
+def test_a_changed_block_computes_in_inference_what_its_layers_say(change):
+    block = _tiny().stages[0].blocks[0]
+    change(block)
+    x = 3 * torch.randn(1, 8, 8, *block.norm1.normalized_shape)
+    mlp = block.mlp
+    expected = x + block.drop_path(block.attn(block.norm1(x)))
+    expected = expected + block.drop_path(mlp.fc2(mlp.act(mlp.fc1(block.norm2(expected)))))
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), expected.detach(), atol=1e-5, rtol=1e-6)
+
+
+def test_dropped_paths_are_drawn_where_only_they_are_in_training():
+    model, x = _tiny(drop_path_rate=0.5), torch.randn(1, 3, 64, 64)
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.drop_path.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert len({model(x).sum().item() for _ in range(8)}) > 1
+
+
+def test_a_learnt_table_is_never_kept():
+    model, x = _tiny(position="rpb"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        model(x)
+        for name, parameter in model.named_parameters():
+            if name.endswith("position_bias.table"):
+                parameter.data.normal_()  # which no version counter shows
+        changed = model(x)
+    torch.testing.assert_close(changed, model(x).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_of_one_s_own_in_the_position_bias_is_called_every_time():
+    class Scaled(torch.nn.Linear):
+        scale = 1.0
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    bias = DynamicPositionBias(16, 2).eval()
+    own = bias.layers[-1][-1] = Scaled(bias.layers[-1][-1].in_features, 2)
+    with torch.no_grad():
+        first = bias(4, 4)
+        own.scale = 2.0
+        torch.testing.assert_close(bias(4, 4), 2 * first)

@@ -122,3 +122,19 @@ def test_a_compiled_model_follows_its_groups():
         for setting in SETTINGS[:2]:
             model.set_groups(**setting)
             torch.testing.assert_close(compiled(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_an_interpolated_bias_follows_its_groups():
+    options = {"position": "rpb-online", "position_sizes": (7, 7, 7, 7)}
+    model = create(**options, group_sizes=(7, 7, 7, 7))
+    other = create(**options, group_sizes=(4, 4, 4, 2))
+    other.load_state_dict(model.state_dict())
+    model.set_groups((4, 4, 4, 2))
+    x = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+
+
+def test_only_groups_can_be_folded():
+    with pytest.raises(ValueError, match="groups can be set of LSDA only"):
+        create(attention="swin").fold_position_bias()

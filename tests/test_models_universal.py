@@ -131,3 +131,13 @@ def test_pyramid_of_swin_is_cooled_too():
         (1, 2, 2, 192),
     ]
     assert sum(n.endswith(".conv") for n, _ in pyramid.named_modules()) == 1
+
+
+def test_cooling_takes_the_models_type_and_is_added_once():
+    model = add_cooling(
+        timm.create_model("swin_tiny_patch4_window7_224", depths=[1, 1, 1, 1], embed_dim=24).bfloat16()
+    )
+    with torch.no_grad():
+        assert model.eval()(torch.randn(1, 3, 224, 224).bfloat16()).isfinite().all()
+    with pytest.raises(ValueError, match="has cooling layers already"):
+        add_cooling(model)

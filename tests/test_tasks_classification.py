@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data.real_labels import RealLabelsImagenet
 
 import crossformerpp
+from crossformerpp import engine
 from crossformerpp.data.classification import LabelledImages, TransformedImages
 from crossformerpp.data.devkit import read_real_labels
 from crossformerpp.data.sampling import seed_generators
@@ -234,6 +235,22 @@ def test_a_linear_probe_learns_the_head_and_leaves_all_else_as_it_is() -> None:
     optimizer.step()
     changed = {key for key, value in module.model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {"fc.weight", "fc.bias"}
+
+
+def test_a_linear_probe_trains_no_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the trainer, which leaves the module's mode to the module, and after an evaluation."""
+    modes: list[bool] = []
+    loss = ClassificationModule.loss
+    monkeypatch.setattr(
+        ClassificationModule,
+        "loss",
+        lambda self, batch: modes.append(self.model.training) or loss(self, batch),
+    )
+    frozen = ("frozen_backbone=true", "model.name=resnet10t", "model.options={}", "ema=null")
+    engine.train(tiny_recipe(*frozen, "trainer.steps=3", "trainer.eval_every=2"), tmp_path / "run")
+    assert modes == [False] * 3
+    weights = open_saved(tmp_path / "run").weights
+    assert all(not value.any() for key, value in weights.items() if key.endswith("running_mean"))
 
 
 def test_unreadable_images_are_counted_but_not_judged() -> None:

@@ -179,3 +179,11 @@ def test_group_norm_follows_every_new_convolution(detector, norms):
 def test_a_backbone_without_a_pyramid_is_refused():
     with pytest.raises(ValueError, match="strides"):
         build(name="vit_tiny_patch16_224", options={})
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
+def test_what_the_backbone_wants_undecayed_is(detector):
+    model = build(detector, options={**TINY, "position": "rpb"})
+    tables = {name for name, _ in model.named_parameters() if name.endswith("position_bias.table")}
+    assert tables
+    assert model.no_weight_decay() == tables

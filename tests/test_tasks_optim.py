@@ -8,7 +8,7 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRSchedu
 from timm.scheduler.scheduler import Scheduler
 
 from crossformerpp.engine.changes import changes
-from crossformerpp.recipes.load import parse_recipe
+from crossformerpp.recipes.load import load_recipe, parse_recipe
 from crossformerpp.recipes.schema import BaseRecipe
 from crossformerpp.tasks.backbone import create_model
 from crossformerpp.tasks.optim import Plan, build_optimizer, build_schedule
@@ -129,3 +129,8 @@ def test_norms_are_spared_by_name_in_any_network() -> None:
     assert kinds == {"norm", "norm1", "norm2"}
     assert any(".cooling.norm." in names[id(parameter)] for parameter in decayed["params"])
     assert any(".position_bias.layers.0.0." in names[id(parameter)] for parameter in decayed["params"])
+
+
+def test_layers_are_scaled_for_classifiers_only() -> None:
+    with pytest.raises(ValueError, match=r"optim\.layer_decay is for classification, not for detection"):
+        load_recipe("objects", ["optim.layer_decay=0.8"])

@@ -123,6 +123,9 @@ def resize_table(table: Tensor, height: int, width: int) -> Tensor:
     size = [2 * height - 1, 2 * width - 1]
     if list(table.shape[1:]) == size:
         return table
+    for axis, side in enumerate(size, 1):
+        if side == 1:  # of which interpolation would take the corner
+            table = table.narrow(axis, table.shape[axis] // 2, 1)
     return F.interpolate(table[None], size, mode="bilinear", align_corners=True)[0]
 
 

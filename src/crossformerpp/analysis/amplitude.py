@@ -5,6 +5,7 @@ A block's output is taken after the cooling layer that may follow the block, as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class _Statistics:
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         values = output if isinstance(output, Tensor) else output[0]
         values = values.detach().abs()
-        self.maximum = max(self.maximum, values.max().item())
+        value = values.max().item()
+        if value > self.maximum or math.isnan(value):  # `max` would lose a NaN
+            self.maximum = value
         self.total += values.sum(dtype=torch.float64).item()
         self.count += values.numel()
 

@@ -186,7 +186,7 @@ def groups(
     network = _open(run, "{}", size)
     found = _choose_groups(network, smallest, largest, images, macs)
     if out is not None:
-        _write_recipe(network, found.group_sizes, out)
+        _write_recipe(network, found.group_sizes, size, out)
     if as_json:
         show_json(asdict(found) | {"group_sizes": found.group_sizes})
         return
@@ -330,15 +330,17 @@ def _write_csv(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         writer.writerows(rows)
 
 
-def _write_recipe(network: Network, group_sizes: list[list[int]], path: Path) -> None:
-    """The run's recipe with these group sizes, starting from its weights."""
+def _write_recipe(network: Network, group_sizes: list[list[int]], size: int | None, path: Path) -> None:
+    """The run's recipe with these group sizes and size of images, starting from its weights."""
     from crossformerpp.data.writing import replacing
     from crossformerpp.recipes.load import dump_recipe, parse_recipe
-    from crossformerpp.tasks.points import options_with
+    from crossformerpp.tasks.points import options_with, resize
 
     assert network.saved is not None
     values = network.saved.recipe.model_dump()
     values["model"]["options"] = options_with(network.saved.recipe, {"group_sizes": group_sizes})
-    values["model"]["checkpoint"] = network.saved.path.resolve()
+    values["model"] |= {"checkpoint": network.saved.path.resolve(), "elastic": None}
+    if size is not None:
+        resize(values, size)
     with replacing(path) as file:
         file.write(dump_recipe(parse_recipe(values, str(path))).encode())

@@ -141,14 +141,16 @@ def cascade(
     if as_json:
         show_json(section.model_dump(mode="json"))
         return
-    low, high = section.difference_low or 0.0, section.difference_high or 0.0
     middle = f"cascade: again below {section.threshold:.3f}, {section.share:.1%} of the images"
     rows = [
         ("small alone", f"{section.small_accuracy:.4f}", f"{section.small_macs / 1e6:.4g}M"),
         (middle, f"{section.accuracy:.4f}", f"{section.macs / 1e6:.4g}M"),
         ("large alone", f"{section.large_accuracy:.4f}", f"{section.large_macs / 1e6:.4g}M"),
     ]
-    title = f"held-out images; cascade minus large: 95% interval {low:+.4f} to {high:+.4f}"
+    low, high = section.difference_low, section.difference_high
+    title = "held-out images"
+    if low is not None and high is not None:
+        title += f"; cascade minus large: 95% interval {low:+.4f} to {high:+.4f}"
     show_table(("setting", "accuracy", "MACs, mean"), rows, title)
     if section.macs >= section.large_macs:
         say(
@@ -170,8 +172,6 @@ def _write(
     from crossformerpp.analysis import budget_report as report
     from crossformerpp.data.writing import replacing_folder, write_json
 
-    for stale in sorted(folder.glob("recipes/point-*.yaml"))[len(kept) :]:
-        stale.unlink()
     with replacing_folder(folder) as draft:
         settings = {point.setting for point in kept}
         others = [point for point in points if point.setting not in settings]
@@ -182,6 +182,10 @@ def _write(
         (draft / "recipes").mkdir()
         for number, point in enumerate(kept, start=1):
             _write_recipe(judge, point.setting, draft / "recipes" / f"point-{number}.yaml")
+        written = {recipe.name for recipe in (draft / "recipes").iterdir()}
+    for recipe in folder.glob("recipes/point-*.yaml"):
+        if recipe.name not in written:  # of a longer front that was here before
+            recipe.unlink()
 
 
 def _front(judge: Judge, kept: Sequence[Point]) -> dict[str, Any]:

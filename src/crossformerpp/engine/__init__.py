@@ -55,7 +55,7 @@ from crossformerpp.engine.fitting import build_trainer, fit, quiet, threads
 from crossformerpp.engine.loaders import RunData
 from crossformerpp.engine.memory import NOTES, note_accumulation
 from crossformerpp.engine.planning import plan_run
-from crossformerpp.engine.preparing import prepare, say_found, sizes
+from crossformerpp.engine.preparing import prepare, require_enough, say_found, sizes
 from crossformerpp.engine.processes import is_first
 from crossformerpp.engine.progress import ProgressBar
 from crossformerpp.engine.sizing import choose_batches
@@ -226,6 +226,7 @@ def evaluate(
     else:
         say_found(None, split)
     trainer = build_trainer(recipe, [ProgressBar(Plan(steps=saved.step, steps_per_epoch=1))], logger=False)
+    require_enough(split, trainer.world_size)
     started = time.perf_counter()
     module = judge(saved, recipe, split, trainer)
     seconds = time.perf_counter() - started

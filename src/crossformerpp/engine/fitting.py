@@ -46,7 +46,7 @@ def fit(
     Raises:
         ValueError: Memory runs out, and more batches would not help or would train another network.
     """
-    watch = MemoryWatch(run)
+    watch = MemoryWatch(run, data.start_step)
     began = time.monotonic() if began is None else began
     while True:
         try:

@@ -99,7 +99,7 @@ def open_loggers(section: TrainerSection, run: RunFolder, start_step: int) -> It
     loggers: list[Logger] = []
     for name in section.loggers:
         if name == "tensorboard":
-            purged = start_step or None
+            purged = start_step + 1 if start_step else None  # the evaluation at this step is kept
             loggers.append(TensorBoardLogger(run.path, name="", version="tensorboard", purge_step=purged))
         elif is_first():
             loggers.append(opening[name](run, known))

@@ -38,13 +38,13 @@ class MemoryWatch(Callback):
     be taken back, so in the first steps, and in those after a change, gradients are exchanged once all have theirs.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, start_step: int) -> None:
         self.run = run
         self.saver: Saver | None = None
         self.step = 0
         self.goes_on = False
         self.refusal: str | None = None
-        self._changes = [0, *(step for step, _ in noted_accumulation(run))]
+        self._changes = [0, start_step]  # what all processes know alike, unlike the run's notes
         self._is_updating = False  # the weights may be half changed
         self._is_agreed = False
 
@@ -84,6 +84,9 @@ class MemoryWatch(Callback):
         return (
             trainer.world_size > 1
             and isinstance(trainer.strategy, DDPStrategy)
+            and not has_batch_norm(
+                trainer.lightning_module
+            )  # which may exchange statistics, and cannot be divided
             and any(begin <= step < begin + GUARDED for begin in self._changes)
         )
 
@@ -157,9 +160,9 @@ class MemoryWatch(Callback):
         return None
 
 
-def has_batch_norm(module: TaskModule) -> bool:
+def has_batch_norm(module: nn.Module) -> bool:
     """Whether a module that is in training has batch norms that learn their statistics."""
-    return any(isinstance(part, _BatchNorm) and part.training for part in module.model.modules())
+    return any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
 
 
 def next_accumulation(module: TaskModule, world: int) -> int | None:

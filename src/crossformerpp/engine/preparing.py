@@ -35,6 +35,7 @@ def prepare(
         train_split = first_batch(train_split, recipe.trainer)
     if not is_trial:
         say_found(train_split, val_split)
+    require_enough(val_split, processes.world(recipe.trainer))
     marks = {"train": data_mark(train_split), "val": data_mark(val_split)}
     data = RunData(recipe.trainer, val_split, train_split, plan)
     data.stream(rank=0, world=processes.world(recipe.trainer))  # refuses a batch that cannot be
@@ -47,6 +48,17 @@ def prepare(
     module.plan, module.data_marks = plan, marks
     module.configure_optimizers()  # for its errors
     return module, data
+
+
+def require_enough(val: Split, world: int) -> None:
+    """
+    Raises:
+        ValueError: A process would have no image to evaluate.
+    """
+    if num_samples(val) < world:
+        raise ValueError(
+            f"{num_samples(val)} validation images for {world} processes: use {num_samples(val)} or fewer"
+        )
 
 
 def sizes(module: TaskModule, data: RunData) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def settings(recipe: BaseRecipe) -> dict[str, Any]:
     if strategy == "fsdp":
         if not on_gpu(section):
             raise ValueError("trainer.strategy=fsdp needs GPUs; use ddp on CPUs")
+        if recipe.optim.clip_norm is not None or recipe.optim.weight_decay:
+            raise ValueError(
+                "trainer.strategy=fsdp can neither clip gradients nor tell parameters without weight decay, as its "
+                "parameters are flat: pass --set optim.clip_norm=null --set optim.weight_decay=0, or use ddp"
+            )
         if recipe.ema is not None:
             raise ValueError("trainer.strategy=fsdp supports no moving average: pass --set ema=null")
         policy = partial(size_based_auto_wrap_policy, min_num_params=SHARD)

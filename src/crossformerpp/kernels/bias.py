@@ -7,7 +7,7 @@ Gw ≥ gw holds the bias of the offset (Δy, Δx) = query − key at (Gh−1+Δy
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from crossformerpp.kernels.execution import is_plain_eager
@@ -17,21 +17,26 @@ Sides = tuple[int, int]  # height and width of a group in tokens
 
 _MAX_KEPT_ELEMENTS = 1 << 22  # 16 MB in float32
 
-_kept = WeakTensorKeyDictionary()  # table -> (its version, biases by sides and precision)
+_kept = WeakTensorKeyDictionary()  # table -> (its version and address, biases by sides and precision)
 
 
 def spread(table: Tensor, sides: Sides, dtype: torch.dtype) -> Tensor:
-    """The bias B of Eq. 1: table -> (h, N, N), contiguous. In inference it is kept as long as the table is."""
+    """The bias B of Eq. 1: table -> (h, N, N), contiguous.
+
+    In inference it is kept as long as the table is, unless the table is learnt itself: `.data` may change that unseen.
+    """
     N = sides[0] * sides[1]
     if (
         torch.is_grad_enabled()
         or not is_plain_eager(table)
         or table.is_inference()
+        or isinstance(table, nn.Parameter)
         or len(table) * N * N > _MAX_KEPT_ELEMENTS
     ):
         return _spread(table, sides, dtype)
-    version, known = _kept.get(table, (None, {}))
-    if version != table._version:
+    before, known = _kept.get(table, (None, {}))
+    state = table._version, table.data_ptr()
+    if before != state:
         known = {}
     if (sides, dtype) not in known:
         with torch.inference_mode(False), torch.no_grad():
@@ -39,7 +44,7 @@ def spread(table: Tensor, sides: Sides, dtype: torch.dtype) -> Tensor:
                 **dict(list(known.items())[1 - MAX_KEPT :]),
                 (sides, dtype): _spread(table, sides, dtype),
             }
-        _kept[table] = (table._version, known)
+        _kept[table] = (state, known)
     return known[sides, dtype]
 
 

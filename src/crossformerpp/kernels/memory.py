@@ -8,10 +8,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from crossformerpp.kernels.execution import is_plain_eager
 
-MAX_KEPT = 18  # per module: a map that does not divide has up to nine kinds of groups
+MAX_KEPT = 18  # per module or table: a map that does not divide has up to nine kinds of groups
 
 # module -> (weights, their versions and addresses, results by key)
 _kept: WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[Any], dict[Hashable, Tensor]]] = (
@@ -36,7 +37,8 @@ def remember(module: nn.Module, key: Hashable, compute: Callable[[], Tensor]) ->
         not weights  # the replicas of nn.DataParallel have none
         or not is_plain_eager(*weights)
         or any(p.is_inference() for p in weights)
-        or any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        or not all(map(_is_plain, layers))
+        or _has_any_global_hook()
     ):
         return compute()
     versions = [(p._version, p.data_ptr()) for p in weights]
@@ -49,6 +51,15 @@ def remember(module: nn.Module, key: Hashable, compute: Callable[[], Tensor]) ->
             known = {**dict(list(known.items())[1 - MAX_KEPT :]), key: compute()}
         _kept[module] = (weights, versions, known)
     return known[key]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's result follows from its weights alone, and nobody listens to it: no adapter, no hook."""
+    return (
+        type(layer).__module__.startswith(("torch.nn.", "crossformerpp."))
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and "forward" not in layer.__dict__
+    )
 
 
 def forget(module: nn.Module) -> None:

@@ -35,7 +35,8 @@ class Mlp(nn.Module):
     def is_as_built(self) -> bool:
         """Whether `kernels.mlp` computes the same, and no layer would miss a call."""
         layers = (self.fc1, Linear), (self.act, nn.GELU), (self.fc2, Linear), (self.drop, nn.Dropout)
-        return kernels.are_untouched(layers) and not (self.drop.training and self.drop.p > 0.0)
+        is_exact = getattr(self.act, "approximate", None) == "none"
+        return kernels.are_untouched(layers) and is_exact and not (self.drop.training and self.drop.p > 0.0)
 
 
 class CrossFormerBlock(nn.Module):
@@ -93,7 +94,12 @@ class CrossFormerBlock(nn.Module):
                     (self.attn, GroupAttention),
                     (self.norm2, nn.LayerNorm),
                     (self.mlp, Mlp),
+                    (self.drop_path, DropPath if isinstance(self.drop_path, DropPath) else nn.Identity),
                 )
+            )
+            and not (self.drop_path.training and isinstance(self.drop_path, DropPath))
+            and not any(
+                part is None for norm in (self.norm1, self.norm2) for part in (norm.weight, norm.bias)
             )
             and self.attn.is_as_built()
             and self.mlp.is_as_built()

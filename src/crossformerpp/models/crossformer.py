@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from crossformerpp import kernels
 from crossformerpp.ablations.build import Attention, build_attention, build_cooling
 from crossformerpp.ablations.cooling import CoolingKind
-from crossformerpp.ablations.position import AbsolutePositionEmbedding, Position, fold
+from crossformerpp.ablations.position import (
+    AbsolutePositionEmbedding,
+    InterpolatedPositionBias,
+    Position,
+    fold,
+)
 from crossformerpp.layers.attention import GroupAttention
 from crossformerpp.layers.block import CrossFormerBlock
 from crossformerpp.layers.embedding import Allocation, CrossScaleEmbedding
@@ -239,6 +244,9 @@ class CrossFormer(nn.Module):
         for stage, own in zip(blocks, rules, strict=True):
             for block, rule in zip(stage, own, strict=True):
                 block.attn.rule = rule
+                bias = block.attn.position_bias
+                if isinstance(bias, InterpolatedPositionBias):
+                    bias.group_size = rule.group_size
 
     def _grouped_blocks(self) -> list[list[CrossFormerBlock]]:
         stages = [cast("list[CrossFormerBlock]", list(stage.blocks.children())) for stage in self._stages()]
@@ -258,11 +266,14 @@ class CrossFormer(nn.Module):
         """Replace every DPB by a fixed relative position bias with its values, for good.
 
         Outputs stay the same for images up to `height`×`width` and groups no larger than there (Sec. 3.2.2: with a
-        fixed size DPB is RPB); a larger group is then an error.
+        fixed size DPB is RPB); a larger group is then an error, as that of a narrow map which is one group.
+
+        Raises:
+            ValueError: The model has another attention than LSDA.
         """
-        for stage, info in zip(self._stages(), self.feature_info, strict=False):
+        for blocks, info in zip(self._grouped_blocks(), self.feature_info, strict=False):
             rows, columns = -(-height // info["reduction"]), -(-width // info["reduction"])
-            for block in cast("list[CrossFormerBlock]", stage.blocks):
+            for block in blocks:
                 bias = block.attn.position_bias
                 if isinstance(bias, DynamicPositionBias):
                     block.attn.position_bias = fold(bias, *block.attn.rule.sides(rows, columns))

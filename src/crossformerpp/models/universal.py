@@ -39,16 +39,19 @@ def add_cooling(
         The model.
 
     Raises:
-        ValueError: `every` is below 1, or the model has no stages of blocks.
+        ValueError: `every` is below 1, or the model has no stages of blocks, or cooling layers already.
     """
     if every < 1:
         raise ValueError(f"cooling every {every} blocks: it must be at least 1")
     is_nchw = getattr(model, "output_fmt", "NCHW") == "NCHW"
-    for stage, dim in _stages(model):
-        depth = len(stage.blocks)
+    stages = _stages(model)
+    if any(hasattr(stage, "cooling") for stage, _ in stages):
+        raise ValueError(f"{type(model).__name__} has cooling layers already")
+    for stage, dim in stages:
+        depth, like = len(stage.blocks), next(stage.parameters())
         stage.cooling = nn.ModuleDict(
             {str(index): layer(dim) for index in range(depth) if is_cooled(index, depth, every)}
-        )
+        ).to(like.device, like.dtype)
         for index, cooling in stage.cooling.items():
             stage.blocks[int(index)].register_forward_hook(partial(_cool, cooling, is_nchw))
     return model

@@ -345,6 +345,12 @@ class BaseRecipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_layers_to_scale(self) -> Self:
+        if self.task != "classification" and self.optim.layer_decay is not None:
+            raise ValueError(f"optim.layer_decay is for classification, not for {self.task}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _can_look_inside(self) -> Self:
         if self.trainer.inside_every is not None and (self.model.compile or self.trainer.strategy == "fsdp"):
             raise ValueError(

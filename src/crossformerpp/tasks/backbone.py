@@ -37,6 +37,16 @@ def create_model(section: ModelSection, **arguments: Any) -> nn.Module:
     return model
 
 
+def undecayed(model: nn.Module) -> set[str]:
+    """Parameters that the backbone within a model wants without weight decay, besides norms and biases."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, part in model.named_modules()
+        if part is not model and hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
+
+
 def head_prefixes(model: nn.Module) -> tuple[str, ...]:
     """Beginnings of the keys of a timm classifier's head, which depends on the number of classes."""
     names: Any = getattr(model, "pretrained_cfg", {}).get("classifier") or ()

@@ -136,7 +136,7 @@ def recipe_at(recipe: BaseRecipe, setting: Mapping[str, Any]) -> BaseRecipe:
     groups = {name: setting[name] for name in ("group_sizes", "intervals", "lda")}
     values["model"]["options"] = options_with(recipe, groups)
     if (size := setting["size"]) is not None:
-        _resize(values, size)
+        resize(values, size)
     return parse_recipe(values, "at this setting")
 
 
@@ -222,7 +222,7 @@ def read_measured(file: Path, kind: type[_Page], saved: SavedRun, command: str, 
     return page
 
 
-def _resize(values: dict[str, Any], size: int) -> None:
+def resize(values: dict[str, Any], size: int) -> None:
     """Let images be seen at another size, what surrounds the crop or bounds the long side in proportion."""
     data = values["data"]
     if values["task"] == "segmentation":

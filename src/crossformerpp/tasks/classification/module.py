@@ -80,6 +80,10 @@ class ClassificationModule(TaskModule):
         if hint is not None and not rank_zero_only.rank:  # type: ignore[attr-defined]
             warnings.warn(hint, stacklevel=2)
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.train()  # which Lightning leaves to the module
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.is_frozen:  # its norms keep their statistics, and no path is dropped

@@ -29,6 +29,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from crossformerpp.recipes.detection import DetectionData, DetectionRecipe, DetectorSection
 from crossformerpp.recipes.schema import ModelSection
+from crossformerpp.tasks.backbone import undecayed
 from crossformerpp.tasks.detection import mmdetection
 from crossformerpp.tasks.detection.losses import BatchAveragedHead, with_l1_loss
 from crossformerpp.tasks.loading import LoadReport, load_weights
@@ -140,6 +141,10 @@ class RetinaNetDetector(RetinaNet):
             mmdetection.follow_mmdetection(self, section)
         _keep_full_precision(self.head)
 
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay besides norms and biases, which are recognised by their shape."""
+        return undecayed(self)
+
 
 class MaskRCNNDetector(MaskRCNN):
     """torchvision's Mask R-CNN, with labels from 0 outside (inside 0 is the background)."""
@@ -175,6 +180,10 @@ class MaskRCNNDetector(MaskRCNN):
             mmdetection.follow_mmdetection(self, section)
         for head in (self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
             _keep_full_precision(head)
+
+    def no_weight_decay(self) -> set[str]:
+        """As `RetinaNetDetector`'s."""
+        return undecayed(self)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if targets is not None:

@@ -5,7 +5,6 @@ Legend: B batch, K classes, H W image.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from crossformerpp.data.mask_files import Color
 from crossformerpp.recipes.schema import ModelSection
 from crossformerpp.recipes.segmentation import HeadSection
+from crossformerpp.tasks.backbone import undecayed
 from crossformerpp.tasks.loading import LoadReport, load_weights
 from crossformerpp.tasks.pyramid import Pyramid
 from crossformerpp.tasks.saved import read_weights
@@ -61,8 +61,7 @@ class Segmenter(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay besides norms and biases, which are recognised by their shape."""
-        names: Any = getattr(self.backbone.model, "no_weight_decay", set)()
-        return {f"backbone.getter.model.{name}" for name in names}
+        return undecayed(self)
 
     def start_from(self, path: Path) -> LoadReport:
         """Start from a classifier (the backbone only) or from a segmenter with the same head.
