@@ -29,7 +29,7 @@ from crossformerpp.data.pixels import PHOTOGRAPHS, PixelFormat
 from crossformerpp.data.problems import Remark
 from crossformerpp.data.split import Which
 from crossformerpp.data.table_files import LABEL_NAMES, SEPARATORS, SPLIT_NAMES, Table
-from crossformerpp.data.tables import LabelledRows, choose, read_rows, require_tables, warn_of_case
+from crossformerpp.data.tables import LabelledRows, by_number, choose, read_rows, require_tables, warn_of_case
 
 # a list of quoted texts, one in square brackets, or an empty one, as programs write them into a cell
 _LIST = re.compile(r"[\[({]\s*(?:(['\"]).*['\"],?)?\s*[\])}]|\[.*\]", re.DOTALL)
@@ -178,9 +178,7 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
         rows, keep = choose(read, "val", root)
     columns = None if _list_column(rows.table) is not None else _class_columns(rows.table)
     found = {name for place in keep for name in json.loads(rows.labels[place])}
-    names = columns or sorted(
-        found, key=lambda name: (not name.isdecimal(), name.isdecimal() and int(name), name)
-    )
+    names = columns or sorted(found, key=by_number)
     if len(names) < 2:
         listed = names[0] if names else "none"
         raise ValueError(f"{rows.table.file}: a single label ({listed}); at least two are needed")

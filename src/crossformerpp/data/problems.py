@@ -22,9 +22,8 @@ class Problems:
         lines = []
         for kind, places in self.found.items():
             more = ", …" if len(places) > examples else ""
-            named = ", ".join(places[:examples]).replace(
-                "\n", "\\n"
-            )  # names of files and classes hold anything
+            # names of files and classes hold anything
+            named = ", ".join(places[:examples]).replace("\n", "\\n")
             lines.append(f"{len(places)} × {kind} ({named}{more})")
         return lines
 

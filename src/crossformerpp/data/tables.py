@@ -8,7 +8,7 @@ folder images/ beside it.
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +62,7 @@ def find_tables(root: Path) -> dict[Which | None, Path]:
     """
     if root.is_file():
         return {None: root} if root.suffix.lower() in TABLE_EXTENSIONS else {}
-    if not root.is_dir():
-        return {}
-    files = [path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLE_EXTENSIONS]
-    files = [path for path in files if path.is_file() and not is_hidden(path.name) and lists_images(path)]
+    files = list(filter(lists_images, _table_files(root)))
     by_split: dict[Which | None, list[Path]] = {}
     for path in files:
         by_split.setdefault(split_named(path.stem), []).append(path)
@@ -92,15 +89,21 @@ def require_tables(root: Path) -> dict[Which | None, Path]:
 
 def unusable_table(root: Path) -> str | None:
     """Why the first table in a folder does not list images; None: it does, or there is no table."""
-    files = sorted(root.iterdir()) if root.is_dir() else []
-    for file in files:
+    file = next(_table_files(root), None)
+    if file is None:
+        return None
+    try:
+        table = read_table(file)
+    except ValueError as error:
+        return str(error)
+    return None if table.path_column is not None else _without_paths(table)
+
+
+def _table_files(root: Path) -> Iterator[Path]:
+    """The tables in a folder, sorted, whatever they list."""
+    for file in sorted(root.iterdir()) if root.is_dir() else ():
         if file.suffix.lower() in TABLE_EXTENSIONS and file.is_file() and not is_hidden(file.name):
-            try:
-                table = read_table(file)
-                return None if table.path_column is not None else _without_paths(table)
-            except ValueError as error:
-                return str(error)
-    return None
+            yield file
 
 
 def read_rows(file: Path, label_of: Callable[[Table], Sequence[str]] | None = None) -> LabelledRows:
@@ -167,7 +170,7 @@ def open_table(
     read = {split: read_single_labels(file) for split, file in require_tables(root).items()}
     rows, keep = choose(read, which, root)
     wanted = class_names or _class_names(read, root)
-    own = sorted({rows.labels[place] for place in keep}, key=_by_number)
+    own = sorted({rows.labels[place] for place in keep}, key=by_number)
     numbers = {name: number for number, name in enumerate(own)}
     labels = [numbers[rows.labels[place]] for place in keep]
     try:
@@ -237,7 +240,7 @@ def _class_names(read: dict[Which | None, LabelledRows], root: Path) -> list[str
         rows, keep = choose(read, "train", root)
     except ValueError:
         rows, keep = choose(read, "val", root)
-    names = sorted({rows.labels[place] for place in keep}, key=_by_number)
+    names = sorted({rows.labels[place] for place in keep}, key=by_number)
     if len(names) < 2:
         raise ValueError(f"{rows.table.file}: a single class ({names[0]}); at least two are needed")
     warn_of_case(rows.table.file, names)
@@ -352,6 +355,6 @@ def _columns(table: Table) -> str:
     return f"its columns are {', '.join(table.columns) or 'none'}"
 
 
-def _by_number(name: str) -> Any:
+def by_number(name: str) -> Any:
     """0, 1, …, 10 in this order, where classes are numbers."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)

@@ -173,9 +173,8 @@ class StopOnSignal(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
-            if (
-                signal.getsignal(number) == self._note
-            ):  # else Lightning has restored what was there before the run
+            # else Lightning has restored what was there before the run
+            if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
         self._previous.clear()
 

@@ -84,10 +84,9 @@ class MemoryWatch(Callback):
         return (
             trainer.world_size > 1
             and isinstance(trainer.strategy, DDPStrategy)
-            and not has_batch_norm(
-                trainer.lightning_module
-            )  # which may exchange statistics, and cannot be divided
             and any(begin <= step < begin + GUARDED for begin in self._changes)
+            # batch norms may exchange statistics, and their batches cannot be divided
+            and not has_batch_norm(trainer.lightning_module)
         )
 
     def _agree(self, trainer: pl.Trainer, error: BaseException | None) -> None:
